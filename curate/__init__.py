@@ -1,0 +1,59 @@
+"""curate: offline dataset curation for language-model training.
+
+The verbs of the command line are functions here (`curate log` is `summary`, `run_sql` and `why`):
+
+    config = curate.load_config(flags={"pool": "shards/", "target": "t.parquet", "out": "out"})
+    curate.run(config)
+    curate.run_sql(Path("out"), "FROM keep_rate_by_source")
+    curate.export(Path("out"), to="hf", dest=Path("curated"))
+
+Names are imported when first used, so that asking a log for something does not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curate.config import Config, config_from_tree, load_config
+    from curate.errors import CurateError, InvalidInput
+    from curate.log.query import run_sql, summary, why
+    from curate.pipeline import RunSummary, run
+    from curate.write.export import export_dataset as export
+
+__all__ = [
+    "Config",
+    "CurateError",
+    "InvalidInput",
+    "RunSummary",
+    "config_from_tree",
+    "export",
+    "load_config",
+    "run",
+    "run_sql",
+    "summary",
+    "why",
+]
+
+_HOMES = {
+    "Config": ("curate.config", "Config"),
+    "CurateError": ("curate.errors", "CurateError"),
+    "InvalidInput": ("curate.errors", "InvalidInput"),
+    "RunSummary": ("curate.pipeline", "RunSummary"),
+    "config_from_tree": ("curate.config", "config_from_tree"),
+    "export": ("curate.write.export", "export_dataset"),
+    "load_config": ("curate.config", "load_config"),
+    "run": ("curate.pipeline", "run"),
+    "run_sql": ("curate.log.query", "run_sql"),
+    "summary": ("curate.log.query", "summary"),
+    "why": ("curate.log.query", "why"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'curate' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

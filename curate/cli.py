@@ -1,0 +1,182 @@
+"""The command line: each verb parses its flags and calls the Python function of the same name.
+
+Exit codes: 0 done, 2 bad input (nothing written), 130 interrupted, 1 any other failure that curate
+knows. Errors are two sentences on standard error: what is wrong, and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+_RUN_EXAMPLE = """
+\b
+Example:
+  curate run --pool shards/ --target target.parquet --out out --keep 0.2
+  curate run pipelines/demo.yaml --set blade.lambda=0.3
+"""
+_LOG_EXAMPLE = """
+\b
+Example:
+  curate log out
+  curate log out --sql "FROM keep_rate_by_source"
+  curate log out --sql "FROM dropped" --format parquet > dropped.parquet
+  curate log out --why 0:123
+"""
+_EXPORT_EXAMPLE = """
+\b
+Example:
+  curate export out --to hf --dest curated --materialize
+"""
+
+
+class Verbs(click.Group):
+    """Turns errors that curate knows into two sentences and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb."""
+        from curate.errors import CurateError
+
+        try:
+            return super().invoke(ctx)
+        except CurateError as error:
+            click.echo(f"Error: {error.problem}\nTo fix: {error.remedy}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. Run the same command again to go on.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="curate", prog_name="curate")
+def main() -> None:
+    """Curate a language-model training corpus: score, select, reweight, explain."""
+
+
+@main.command(epilog=_RUN_EXAMPLE)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--pool", help="Raw corpus: file, folder, glob, URL or hf:NAME.")
+@click.option("--target", help="Documents that stand for what a model should learn.")
+@click.option("--out", help="Output folder; nothing else is written.")
+@click.option("--keep", help="Share of the pool's tokens to keep, in (0, 1].")
+@click.option("--method", help="blade or random.")
+@click.option("--granularity", help="document.")
+@click.option("--model", help="tiny, small, base, or a model folder or Hub id.")
+@click.option("--seed", help="Every random choice follows from it.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--text-column", help="The pool's column that holds the text.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+def run(config: Path | None, assignments: tuple[str, ...], **flags: str | None) -> None:
+    """Curate a pool: train the proxy, score every document, write the curated dataset and the log.
+
+    Settings come from the YAML file CONFIG, then the flags, then --set; later ones win. The same
+    command goes on where an interrupted run stopped.
+    """
+    import curate
+    from curate.log.query import summary
+    from curate.log.render import render_summary
+
+    given = {_FLAG_KEYS.get(name, name): value for name, value in flags.items()}
+    resolved = curate.load_config(config, _parse_flags(given), assignments)
+    done = curate.run(resolved)
+    click.echo(render_summary(summary(done.out)))
+    click.echo(_where(done.out))
+
+
+_FLAG_KEYS = {"model": "model.name", "device": "compute.device"}
+_NUMERIC_FLAGS = ("keep", "seed")
+
+
+def _parse_flags(flags: dict[str, str | None]) -> dict[str, Any]:
+    """Numbers as numbers; what is not one is left for the config to name."""
+    parsed: dict[str, Any] = dict(flags)
+    for name in _NUMERIC_FLAGS:
+        with contextlib.suppress(TypeError, ValueError):
+            parsed[name] = int(parsed[name])
+            continue
+        with contextlib.suppress(TypeError, ValueError):
+            parsed[name] = float(parsed[name])
+    return parsed
+
+
+def _where(out: Path) -> str:
+    places = {
+        "data/": "the curated dataset: load_dataset on this folder, or any Parquet reader",
+        "selection_log.duckdb": "why each document was kept or dropped: curate log, or duckdb",
+        "report.html": "the run in pictures",
+        "README.md": "dataset card",
+    }
+    lines = [f"  {out / name}  {text}" for name, text in places.items()]
+    return "\n".join([f"Written to {out}:", *lines])
+
+
+@main.command(epilog=_LOG_EXAMPLE)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--sql", help="A query over the log's tables and views, read-only.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "parquet"]),
+    default="table",
+    show_default=True,
+    help="How --sql prints its rows.",
+)
+@click.option("--why", metavar="DOCUMENT_ID", help="Explain one document: its id, or SHARD:ROW.")
+def log(out: Path, sql: str | None, form: str, why: str | None) -> None:
+    """Ask the selection log of a finished run: a summary, any SQL, or why about one document."""
+    from curate.log import query, render
+
+    if why is not None:
+        click.echo(render.render_why(query.why(out, why)))
+    elif sql is not None:
+        _print_rows(query.run_sql(out, sql), form)
+    else:
+        click.echo(render.render_summary(query.summary(out)))
+
+
+def _print_rows(reader: Any, form: str) -> None:
+    from curate.errors import InvalidInput
+    from curate.log import render
+
+    if form == "parquet" and sys.stdout.isatty():
+        raise InvalidInput(
+            "Parquet is binary and would spoil the terminal.",
+            "Send it to a file: ... --format parquet > rows.parquet.",
+        )
+    text = sys.stdout
+    if form == "table":
+        render.write_table(reader, text)
+    elif form == "csv":
+        render.write_csv(reader, text)
+    elif form == "json":
+        render.write_json(reader, text)
+    else:
+        render.write_parquet(reader, sys.stdout.buffer)
+
+
+@main.command(epilog=_EXPORT_EXAMPLE)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "to",
+    type=click.Choice(["hf", "parquet", "jsonl"]),
+    required=True,
+    help="hf: a folder for datasets.load_from_disk.",
+)
+@click.option("--dest", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--materialize", is_flag=True, help="Turn weights into repetition.")
+@click.option("--seed", type=int, help="Of the repetition; the run's seed by default.")
+def export(out: Path, to: str, dest: Path, materialize: bool, seed: int | None) -> None:
+    """Export the curated dataset of a finished run for a trainer.
+
+    With --materialize a document is repeated by its weight (rounded up or down at random, the
+    expected count being the weight), for trainers that know nothing of weights.
+    """
+    import curate
+
+    done = curate.export(out, to=to, dest=dest, materialize=materialize, seed=seed)
+    click.echo(f"Wrote {done.rows:,} rows to {dest}.")

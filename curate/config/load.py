@@ -1,0 +1,223 @@
+"""Build a `Config` from YAML, flags and `--set`, later sources winning.
+
+Every error names the nested key, what was expected, what was found and, for a misspelt key, the
+nearest right one. YAML is read with the safe loader only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from curate.config.schema import Config, Section, field_key
+from curate.errors import InvalidInput
+
+Tree = dict[str, Any]
+
+
+def load_config(
+    path: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+) -> Config:
+    """The resolved `Config`: YAML file < `flags` (dotted keys, None = not given) < `assignments`.
+
+    Args:
+        path: a YAML file, or None.
+        flags: values by dotted key, such as {"model.name": "tiny"}.
+        assignments: `section.key=value` texts; the value is read as YAML.
+
+    Raises:
+        InvalidInput: a file, key or value cannot be used.
+    """
+    tree = read_yaml(path) if path is not None else {}
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _assign(tree, key, value)
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise InvalidInput(
+                f"--set {text} has no key=value form.", "Write --set section.key=value."
+            )
+        _assign(tree, key.strip(), _parse_value(key.strip(), value))
+    return config_from_tree(tree)
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file.
+
+    Raises:
+        InvalidInput: the file is absent, is not YAML, or does not hold a mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise InvalidInput(
+            f"The config file {path} cannot be read.", "Give the path of a YAML file."
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise InvalidInput(
+            f"The config file {path} is not valid YAML{where}.", "Correct that line."
+        ) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InvalidInput(
+            f"The config file {path} holds {_kind(tree)}, not a mapping.",
+            "Write key: value lines.",
+        )
+    return tree
+
+
+def config_from_tree(tree: Mapping[str, Any]) -> Config:
+    """Build and check a `Config` from nested mappings.
+
+    Raises:
+        InvalidInput: an unknown key, a missing one, or a value of the wrong type or size.
+    """
+    return typing.cast(Config, _build(Config, tree, ""))
+
+
+def config_to_tree(config: Section) -> Tree:
+    """Nested plain values of a config, keys as in YAML; inverse of `config_from_tree`."""
+    tree: Tree = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if isinstance(value, Section):
+            value = config_to_tree(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        tree[field_key(field)] = value
+    return tree
+
+
+def config_to_yaml(config: Config) -> str:
+    """The config as commented YAML, every value written out; loads back to an equal config."""
+    return "".join(_yaml_lines(config, indent=""))
+
+
+def _yaml_lines(section: Section, indent: str) -> Iterable[str]:
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        if isinstance(value, Section):
+            yield f"\n{field_key(field)}:  # {(type(value).__doc__ or '').splitlines()[0]}\n"
+            yield from _yaml_lines(value, indent + "  ")
+            continue
+        plain = list(value) if isinstance(value, tuple) else value
+        text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**6)
+        text = text.removesuffix("\n").removesuffix("...").strip()
+        yield f"{indent}# {field.metadata['doc']}\n{indent}{field_key(field)}: {text}\n"
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InvalidInput(
+            f"The value of --set {key}={text} is not valid YAML.", "Quote it for YAML."
+        ) from None
+
+
+def _assign(tree: Tree, dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        branch = tree.setdefault(parent, {})
+        if branch is None:
+            branch = tree[parent] = {}
+        if not isinstance(branch, dict):
+            raise InvalidInput(
+                f"{dotted} cannot be set: {parent} is {_kind(branch)}, not a section.",
+                "Use the keys of a config.yaml that a run has written.",
+            )
+        tree = branch
+    tree[last] = value
+
+
+def _build(section: type[Section], tree: object, path: str) -> Section:
+    if not isinstance(tree, Mapping):
+        raise InvalidInput(
+            f"{path} must be a section of keys, but is {_kind(tree)}.",
+            f"Write the keys of {path} below it.",
+        )
+    fields = {field_key(field): field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in fields:
+            raise _unknown_key(str(key), path, list(fields))
+    types_by_name = typing.get_type_hints(section)
+    values: Tree = {}
+    for key, field in fields.items():
+        nested = f"{path}.{key}" if path else key
+        wanted = types_by_name[field.name]
+        is_section = isinstance(wanted, type) and issubclass(wanted, Section)
+        if key not in tree or (is_section and tree[key] is None):
+            if field.default is dataclasses.MISSING and not is_section:
+                raise InvalidInput(
+                    f"{nested} is missing.", f"Give --{nested} or write {nested} in the config."
+                )
+            continue
+        value = tree[key]
+        values[field.name] = (
+            _build(wanted, value, nested) if is_section else _convert(value, wanted, nested)
+        )
+    return section(**values)
+
+
+def _unknown_key(key: str, path: str, known: list[str]) -> InvalidInput:
+    nested = f"{path}.{key}" if path else key
+    near = difflib.get_close_matches(key, known, n=1)
+    prefix = f"{path}." if path else ""
+    hint = f"Did you mean {prefix}{near[0]}?" if near else f"Known keys: {', '.join(known)}."
+    return InvalidInput(f"There is no setting {nested}.", hint)
+
+
+def _convert(value: Any, wanted: Any, path: str) -> Any:
+    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    if value is None and types.NoneType in options:
+        return None
+    for kind in options:
+        plain = isinstance(value, kind) if isinstance(kind, type) else False
+        if plain and (kind is bool or not isinstance(value, bool)):
+            return value
+        if kind is float and not isinstance(value, bool):
+            number = _float_or_none(value)
+            if number is not None:
+                return number
+        if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+            return tuple(_convert(item, str, path) for item in value)
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    expected = next((words[kind] for kind in options if kind in words), "a list of names")
+    raise InvalidInput(
+        f"{path} must be {expected}, but is {_kind(value)}.", f"Set {path} to {expected}."
+    )
+
+
+def _float_or_none(value: Any) -> float | None:
+    """The number meant: YAML 1.1 reads 1 as an integer and 1e-3 as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'the text "{value}"'
+    if isinstance(value, int | float):
+        return f"the number {value:g}"
+    return {"list": "a list", "dict": "a mapping", "date": "a date"}.get(
+        type(value).__name__, f"a {type(value).__name__}"
+    )

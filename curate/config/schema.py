@@ -1,0 +1,253 @@
+"""Every setting of a run: its type, default, limits and one line of documentation.
+
+The dataclasses are frozen and checked when built, so no later stage meets a value it cannot use.
+`None` means "derived": the value follows from the pool's tokens and the model's size, is printed
+when the run starts, and is written out in the output's `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from curate.errors import InvalidInput
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    above: float = -math.inf,
+    key: str | None = None,
+) -> Any:
+    """A dataclass field that carries its documentation and limits.
+
+    Args:
+        default: the value when nothing is set; `dataclasses.MISSING` makes the field required.
+        doc: one line for people, written into `config.yaml` as a comment.
+        choices: the words a string may be; empty for any.
+        minimum: smallest number allowed.
+        maximum: largest number allowed.
+        above: the number must be strictly greater than this.
+        key: the name in YAML, where it cannot be a Python name.
+    """
+    limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above}
+    metadata = {"doc": doc, "key": key, **limits}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Section:
+    """Base of the dataclasses below: checks its own fields when built."""
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            path = ".".join(part for part in (self.section, field_key(field)) if part)
+            _check_limits(path, getattr(self, field.name), field.metadata)
+
+
+def field_key(field: dataclasses.Field[Any]) -> str:
+    """The name a field has in YAML and in `--set`."""
+    return field.metadata.get("key") or field.name
+
+
+def _check_limits(path: str, value: object, limits: Any) -> None:
+    if value is None or isinstance(value, Section):
+        return
+    choices = limits.get("choices", ())
+    if choices and value not in choices:
+        raise InvalidInput(
+            f"{path} must be one of {', '.join(choices)}, but is {value}.",
+            f"Set {path} to one of them.",
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    wanted = _limits_in_words(limits)
+    inside = limits["minimum"] <= value <= limits["maximum"] and value > limits["above"]
+    if not inside or not math.isfinite(value):
+        raise InvalidInput(
+            f"{path} must be a number {wanted}, but is {value:g}.",
+            f"Set {path} to a number {wanted}.",
+        )
+
+
+def _limits_in_words(limits: Any) -> str:
+    low, high, above = limits["minimum"], limits["maximum"], limits["above"]
+    if above > -math.inf and high < math.inf:
+        return f"in ({above:g}, {high:g}]"
+    if low > -math.inf and high < math.inf:
+        return f"in [{low:g}, {high:g}]"
+    if above > -math.inf:
+        return f"above {above:g}"
+    if low > -math.inf:
+        return f"of at least {low:g}"
+    return "that is finite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """The proxy language model and its tokenizer."""
+
+    section = "model"
+
+    name: str = option(
+        "tiny",
+        "tiny (2.6 M parameters), small (31 M) or base (124 M) from scratch, or a folder or Hub id",
+    )
+    window: int | None = option(
+        None, "tokens the model reads at once; longer documents are rolled through", minimum=8
+    )
+    window_overlap: int | None = option(
+        None, "tokens re-read as context when a long document rolls on; window / 8", minimum=1
+    )
+    vocabulary_size: int | None = option(
+        None, "entries of the byte-level BPE trained for a model from scratch", minimum=257
+    )
+    tokenizer_sample_bytes: int = option(
+        16_000_000, "bytes of pool text that the BPE is trained on, at most", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(Section):
+    """Where and in which precision the models run."""
+
+    section = "compute"
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = option(
+        "auto",
+        "auto takes bfloat16 where the hardware multiplies it natively",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    threads: int | None = option(None, "CPU threads; the machine's cores by default", minimum=1)
+    microbatch_tokens: int = option(
+        8192, "padded tokens in one forward pass; bounds memory, changes no result", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """How the proxy takes its steps (AdamW)."""
+
+    section = "train"
+
+    batch_tokens: int | None = option(None, "tokens in one optimizer step", minimum=1)
+    learning_rate: float | None = option(None, "peak learning rate of the proxy", above=0)
+    ramp_steps: int = option(20, "steps of linear learning-rate ramp at the start", minimum=0)
+    weight_decay: float = option(0.1, "decoupled weight decay of matrices", minimum=0)
+    beta1: float = option(0.9, "AdamW first moment decay", minimum=0, maximum=1)
+    beta2: float = option(0.95, "AdamW second moment decay", minimum=0, maximum=1)
+    gradient_clip: float = option(1.0, "largest gradient norm; longer ones are scaled", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BladeConfig(Section):
+    """Bi-level adaptive data selection (arXiv 2606.18650) and its offline extensions."""
+
+    section = "blade"
+
+    lambda_: float = option(
+        0.0, "weight of the pool's loss in the reference objective", key="lambda", minimum=0
+    )
+    lambda_end: float | None = option(
+        None, "value at the last sync for linear and geometric schedules", minimum=0
+    )
+    lambda_schedule: str = option(
+        "constant",
+        "how lambda goes from lambda to lambda_end over the syncs",
+        choices=("constant", "linear", "geometric"),
+    )
+    control: str = option(
+        "lookahead",
+        "what the reference is compared with: the live proxy (published), or a copy of it that "
+        "takes the same K steps without the target",
+        choices=("proxy", "lookahead"),
+    )
+    train_on: str = option(
+        "mixture",
+        "what the proxy trains on: kept documents (published), or kept and unselected ones",
+        choices=("kept", "mixture"),
+    )
+    mixture_kept_share: float = option(
+        0.5, "share of a mixture batch's tokens that are kept ones", above=0, maximum=1
+    )
+    warmup_tokens: int | None = option(
+        None, "unselected pool tokens the proxy trains on before the first sync", minimum=0
+    )
+    sync_every: int | None = option(None, "T: proxy steps between two syncs", minimum=1)
+    reference_steps: int | None = option(None, "K: reference steps at a sync", minimum=1)
+    reference_learning_rate: float | None = option(
+        None, "learning rate of the K reference steps; the proxy's by default", above=0
+    )
+    passes: int | None = option(None, "times the whole pool is drawn", minimum=1)
+    average: str = option(
+        "uniform",
+        "Frank-Wolfe step sizes over a document's decisions: last 1, uniform 1/(e+1), "
+        "linear 2/(e+2)",
+        choices=("last", "uniform", "linear"),
+    )
+    final: str = option(
+        "none",
+        "rescore: one more pass that scores only, by the last pair",
+        choices=("none", "rescore"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lambda_schedule == "constant":
+            return
+        if self.lambda_end is None:
+            raise InvalidInput(
+                f"blade.lambda_schedule is {self.lambda_schedule}, but lambda_end is not set.",
+                "Set blade.lambda_end to the value at the last sync.",
+            )
+        if self.lambda_schedule == "geometric" and min(self.lambda_, self.lambda_end) <= 0:
+            raise InvalidInput(
+                "A geometric schedule needs blade.lambda and blade.lambda_end above 0, but they "
+                f"are {self.lambda_:g} and {self.lambda_end:g}.",
+                "Set both above 0, or use blade.lambda_schedule=linear.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteConfig(Section):
+    """The curated Parquet parts."""
+
+    section = "write"
+
+    row_group_rows: int = option(4096, "rows in one row group of a part", minimum=1)
+    compression: str = option(
+        "zstd", "Parquet compression", choices=("zstd", "snappy", "gzip", "none")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Section):
+    """One run of `curate run`: where from, where to, how much, how."""
+
+    pool: str = option(dataclasses.MISSING, "the raw corpus: file, folder, glob, URL or hf:NAME")
+    target: str = option(dataclasses.MISSING, "documents that stand for what a model should learn")
+    out: str = option(dataclasses.MISSING, "the run's output folder; nothing else is written")
+    keep: float = option(0.2, "share of the pool's tokens to keep", above=0, maximum=1)
+    method: str = option("blade", "how documents are scored", choices=("blade", "random"))
+    granularity: str = option("document", "the unit that is kept or dropped", choices=("document",))
+    seed: int = option(0, "every random choice follows from it", minimum=0, maximum=2**63 - 1)
+    text_column: str = option("text", "the pool's column that holds the text")
+    target_text_column: str | None = option(
+        None, "the target's column that holds the text; text_column by default"
+    )
+    metadata_columns: tuple[str, ...] | None = option(
+        None, "pool columns copied into the log; every short scalar column by default"
+    )
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    blade: BladeConfig = dataclasses.field(default_factory=BladeConfig)
+    write: WriteConfig = dataclasses.field(default_factory=WriteConfig)

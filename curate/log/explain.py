@@ -1,0 +1,143 @@
+"""`why` and `summary` as text for a terminal.
+
+Both take the plain rows that `query.py` returns, so that a notebook can show the same facts in its
+own way. A figure that the log does not have is left out, never invented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from curate.log.cells import cell, number, text_table
+
+_Row = Mapping[str, Any]
+
+
+def render_why(rows: Sequence[_Row]) -> str:
+    """The history of one document in sentences, oldest round first, the outcome last."""
+    if not rows:
+        return ""
+    first = rows[0]
+    head = (
+        f"Document {first['document_id']} (shard {first['shard_id']}, row {first['row']}): "
+        f"{_count(first['tokens'])} tokens, {_count(first['bytes'])} bytes."
+    )
+    return "\n".join([head, *(str(row["explanation"]) for row in rows)]) + "\n"
+
+
+def render_summary(summary: Mapping[str, Any]) -> str:
+    """The run at a glance: figures, reasons, keep rates, rounds and time."""
+    parts = [
+        _run(summary["run"]),
+        _reasons(summary["reasons"]),
+        _keep_rates(summary["keep_rates"]),
+        _rounds(summary["rounds"]),
+        _stages(summary["stage_seconds"]),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _run(run: _Row) -> str:
+    granularity = f"{run['granularity']}s" if run.get("granularity") else None
+    settings = ", ".join(str(setting) for setting in (run.get("method"), granularity) if setting)
+    head = f"Run {cell(run.get('run_id'))}" + (f": {settings}" if settings else "")
+    lines = [head]
+    for label in ("pool", "target", "kept"):
+        documents, tokens = run.get(f"{label}_documents"), run.get(f"{label}_tokens")
+        if documents is not None or tokens is not None:
+            lines.append(
+                f"{label.capitalize():8}{_count(documents)} documents, {_count(tokens)} tokens"
+            )
+    kept, pool = run.get("kept_tokens"), run.get("pool_tokens")
+    if kept is not None and pool:
+        lines[-1] += f" ({_percent(kept / pool)} of the pool's tokens)"
+    return "\n".join(lines) + "\n"
+
+
+def _reasons(rows: Sequence[_Row]) -> str:
+    if not rows:
+        return ""
+    cells = [
+        (
+            row["reason"],
+            "kept" if row["kept"] else "dropped",
+            _count(row["documents"]),
+            _count(row["tokens"]),
+        )
+        for row in rows
+    ]
+    names = ("Reason", "Outcome", "Documents", "Tokens")
+    return text_table(names, cells, (False, False, True, True))
+
+
+def _keep_rates(rates: _Row | None) -> str:
+    if rates is None:
+        return ""
+    cells = [
+        (
+            row["value"],
+            _count(row["documents"]),
+            _count(row["tokens"]),
+            _percent(row["token_keep_rate"]),
+            _times(row["enrichment"]),
+        )
+        for row in rates["rows"]
+    ]
+    names = (cell(rates["column"]), "Documents", "Tokens", "Tokens kept", "Enrichment")
+    table = text_table(names, cells, (False, True, True, True, True))
+    hidden = rates["values"] - len(rates["rows"])
+    return table + (f"and {hidden:,} more\n" if hidden else "")
+
+
+def _rounds(rows: Sequence[_Row]) -> str:
+    if not rows:
+        return ""
+    cells = [
+        (
+            row["round"],
+            _count(row["documents_scored"]),
+            _count(row["documents_kept"]),
+            _figure(row["threshold"]),
+            _figure(row["target_loss_proxy"]),
+            _figure(row["target_loss_reference"]),
+            _seconds(row["seconds"]),
+        )
+        for row in rows
+    ]
+    names = ("Round", "Scored", "Kept", "Cut-off", "Proxy loss", "Reference loss", "Time")
+    note = "Losses are on the target, nats per token.\n"
+    return text_table(names, cells, (True,) * len(names)) + note
+
+
+def _stages(stages: Mapping[str, float]) -> str:
+    if not stages:
+        return ""
+    cells = [(name, _seconds(seconds)) for name, seconds in stages.items()]
+    return text_table(("Stage", "Time"), cells, (False, True))
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value < 60:
+        return f"{number(round(value, 1))} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"

@@ -1,0 +1,199 @@
+"""Asking the selection log: a user's SQL, why one document ended as it did, and a summary.
+
+A log may come from somebody else, and the SQL from anywhere, so both run in a connection that can
+read this one file and nothing more: read-only, no other files, no network, no extensions, no Python
+variables, and none of that can be switched back on. One statement is run at a time, and only one
+that reads. What DuckDB refuses is reported as invalid input in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from curate.errors import InvalidInput
+from curate.log.schema import DOCUMENT, quote
+from curate.records import make_document_id, split_document_id
+
+LOG_NAME = "selection_log.duckdb"
+"""File name of the log in an output folder."""
+
+BATCH_ROWS = 8192
+
+_LARGEST_ID = 2**63 - 1
+_SQL_REMEDY = "Run DESCRIBE or SHOW TABLES to see what the log holds."
+_ID_REMEDY = "Give a document_id from the document table, or SHARD:ROW."
+_LOCKED: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+    "lock_configuration": "true",
+}
+_READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+
+
+def connect(out: Path) -> duckdb.DuckDBPyConnection:
+    """Open the log of the run in `out` for reading that log only."""
+    path = out / LOG_NAME
+    if not path.is_file():
+        raise InvalidInput(
+            f"There is no selection log in {out}.",
+            "Give the output folder of a finished curate run.",
+        )
+    try:
+        return duckdb.connect(str(path.absolute()), read_only=True, config=_LOCKED)
+    except duckdb.Error as error:
+        raise InvalidInput(
+            f"The selection log in {out} cannot be opened: {_first_line(error)}",
+            "Close other connections to it, or run curate again with the same output folder.",
+        ) from error
+
+
+def run_sql(out: Path, sql: str) -> pa.RecordBatchReader:
+    """Run one reading SQL statement on the log of the run in `out`.
+
+    The rows come as they are computed; the log is closed after the last one, or with the reader.
+    """
+    connection = connect(out)
+    try:
+        relation = _relation(connection, sql)
+        reader = _arrow_reader(relation)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, (duckdb.Error, pa.ArrowException)):
+            raise _invalid_sql(error) from error
+        raise
+    return pa.RecordBatchReader.from_batches(reader.schema, _batches(reader, connection))
+
+
+def why(out: Path, document: str) -> list[dict[str, Any]]:
+    """Every decision about one document, then its outcome, as rows of the macro `why`.
+
+    Args:
+        out: the output folder of a finished run.
+        document: a document id, or SHARD:ROW.
+    """
+    number = _parse_document(document)
+    with connect(out) as connection:
+        rows = [] if number is None else _rows(connection, "FROM why(?)", [number])
+    if not rows:
+        raise InvalidInput(f"There is no document {document} in the log.", _ID_REMEDY)
+    return rows
+
+
+def summary(out: Path) -> dict[str, Any]:
+    """The run at a glance.
+
+    Returns:
+        run: the row of the `run` table, without its config and stage times.
+        rounds: the rows of the `round` table.
+        reasons: for each reason, whether it keeps, its documents and its tokens.
+        keep_rates: the metadata `column` chosen, the first with at least two values and few enough
+            for a keep_rate view, its ten values with most tokens as `rows`, and how many values
+            there are in all; None when there is no such column.
+        stage_seconds: wall-clock seconds by stage.
+    """
+    with connect(out) as connection:
+        run = next(iter(_rows(connection, "FROM run")), {})
+        run.pop("config", None)
+        stages = run.pop("stage_seconds", None)
+        return {
+            "run": run,
+            "rounds": _rows(connection, "FROM round ORDER BY round"),
+            "reasons": _rows(
+                connection,
+                "SELECT reason, kept, count(*) AS documents, sum(tokens)::BIGINT AS tokens "
+                "FROM document GROUP BY reason, kept ORDER BY kept DESC, tokens DESC, reason",
+            ),
+            "keep_rates": _keep_rates(connection),
+            "stage_seconds": json.loads(stages) if stages else {},
+        }
+
+
+def _relation(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise InvalidInput(
+            f"Expected one SQL statement but the text holds {len(statements)}.", _SQL_REMEDY
+        )
+    if statements[0].type not in _READING:
+        kind = str(statements[0].type.name)
+        raise InvalidInput(
+            f"The selection log is read-only and {kind} is not a query.", _SQL_REMEDY
+        )
+    relation = connection.sql(statements[0].query)
+    if relation is None:
+        raise InvalidInput("The SQL statement returns no rows by nature.", _SQL_REMEDY)
+    return relation
+
+
+def _arrow_reader(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
+    """A reader that streams; DuckDB renamed the method over the versions that are supported."""
+    if hasattr(relation, "to_arrow_reader"):
+        return relation.to_arrow_reader(BATCH_ROWS)
+    return relation.fetch_record_batch(BATCH_ROWS)
+
+
+def _batches(
+    reader: pa.RecordBatchReader, connection: duckdb.DuckDBPyConnection
+) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from reader
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise _invalid_sql(error) from error
+    finally:
+        reader.close()
+        connection.close()
+
+
+def _rows(
+    connection: duckdb.DuckDBPyConnection, sql: str, values: list[object] | None = None
+) -> list[dict[str, Any]]:
+    cursor = connection.execute(sql, values or [])
+    names = [column[0] for column in cursor.description or []]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _parse_document(document: str) -> int | None:
+    """The document id, or None where the text cannot be one."""
+    parts = re.fullmatch(r"\s*(?:([0-9]{1,10}):)?([0-9]{1,19})\s*", document)
+    if parts is None:
+        return None
+    number = int(parts[2])
+    if parts[1] is not None:
+        place = (int(parts[1]), number)
+        number = make_document_id(*place)
+        if split_document_id(number) != place:
+            return None
+    return number if number <= _LARGEST_ID else None
+
+
+def _keep_rates(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
+    views = "SELECT view_name FROM duckdb_views() WHERE NOT internal"
+    named = {row["view_name"] for row in _rows(connection, views)}
+    columns = [row["column_name"] for row in _rows(connection, "DESCRIBE document")]
+    for column in columns[len(DOCUMENT.columns) :]:
+        view = f"keep_rate_by_{column}"
+        if view not in named:
+            continue
+        values = _rows(connection, f"SELECT count(*) AS n FROM {quote(view)}")[0]["n"]
+        if values >= 2:
+            rows = _rows(connection, f"FROM {quote(view)} LIMIT 10")
+            return {"column": column, "rows": rows, "values": values}
+    return None
+
+
+def _invalid_sql(error: Exception) -> InvalidInput:
+    return InvalidInput(f"The query failed: {_first_line(error)}", _SQL_REMEDY)
+
+
+def _first_line(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text if text.endswith((".", "!", "?")) else f"{text or type(error).__name__}."

@@ -1,0 +1,233 @@
+"""The tables of the selection log: every name, type, unit and meaning, in one place.
+
+The log must explain itself to somebody who opens it in any DuckDB shell years later, without this
+program. So each table is declared here together with what it and each of its columns mean, and the
+meaning is stored in the database as comments. `records.py` says what fragments hold on disk; the
+tables follow the same names and types. Views over the tables are in `views.py`.
+
+Two rules hold throughout: losses are mean nats per token, and a higher score means keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, its DuckDB type, and what it means."""
+
+    name: str
+    type: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its name, what a row stands for, and its columns in order."""
+
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+
+
+_DOCUMENT_ID = Column(
+    "document_id", "BIGINT", "Stable id of the pool row: shard_id * 2^40 + row. See why(id)."
+)
+_SHARD_ID = Column("shard_id", "INTEGER", "Pool shard of the document: document_id >> 40.")
+_ROW = Column("row", "BIGINT", "Row within the shard, from 0: document_id & (2^40 - 1).")
+_TOKENS = Column("tokens", "BIGINT", "Tokens of the document that were scored.")
+_BYTES = Column("bytes", "BIGINT", "UTF-8 bytes of the document's text.")
+
+RUN = Table(
+    "run",
+    "The run that wrote this log: one row.",
+    (
+        Column("run_id", "VARCHAR", "Name of the run, unique to its config and inputs."),
+        Column("started_at", "TIMESTAMP", "When the run started, UTC."),
+        Column("finished_at", "TIMESTAMP", "When the run finished, UTC."),
+        Column("curate_version", "VARCHAR", "Version of curate that wrote the log."),
+        Column("config", "JSON", "The resolved config, every default written out."),
+        Column("seed", "BIGINT", "Seed of everything random."),
+        Column("device", "VARCHAR", "Device the models ran on: cpu, cuda or another of PyTorch's."),
+        Column("dtype", "VARCHAR", "Floating-point type of the models' arithmetic."),
+        Column("threads", "INTEGER", "CPU threads the models used."),
+        Column("method", "VARCHAR", "Selection method, for example blade, color or random."),
+        Column("granularity", "VARCHAR", "What is kept or dropped: document or token."),
+        Column("keep_ratio", "DOUBLE", "Share of the pool's tokens to keep, 0 to 1."),
+        Column("pool_documents", "BIGINT", "Documents of the pool with at least one token."),
+        Column("pool_tokens", "BIGINT", "Tokens of the pool."),
+        Column("target_documents", "BIGINT", "Documents of the target."),
+        Column("target_tokens", "BIGINT", "Tokens of the target."),
+        Column("kept_documents", "BIGINT", "Documents in the curated dataset."),
+        Column("kept_tokens", "BIGINT", "Tokens in the curated dataset."),
+        Column("model_parameters", "BIGINT", "Parameters of the proxy; the reference has as many."),
+        Column("stage_seconds", "JSON", "Wall-clock seconds of each stage: {stage: seconds}."),
+    ),
+)
+
+SHARD = Table(
+    "shard",
+    "One row per pool shard (input file).",
+    (
+        Column("shard_id", "INTEGER", "Number of the shard in the pool, from 0."),
+        Column("uri", "VARCHAR", "Path or address of the file."),
+        Column("bytes", "BIGINT", "Size of the file in bytes."),
+        Column("rows", "BIGINT", "Rows of the file, empty documents included."),
+        Column("fingerprint", "VARCHAR", "What the file's content was recognized by."),
+        Column("status", "VARCHAR", "What became of the shard, for example done or failed."),
+        Column("error", "VARCHAR", "Why the shard could not be read; NULL when it could."),
+        Column("documents", "BIGINT", "Rows with at least one token."),
+        Column("tokens", "BIGINT", "Tokens of all its documents."),
+    ),
+)
+
+ROUND = Table(
+    "round",
+    "One row per round: the proxy steps between two syncs, or the final rescore.",
+    (
+        Column("round", "INTEGER", "Number of the round, from 0."),
+        Column("method", "VARCHAR", "Selection method that scored this round."),
+        Column(
+            "lambda",
+            "FLOAT",
+            'Penalty weight; multiplies the excess loss in the score. Write "lambda" in quotes.',
+        ),
+        Column("keep_ratio", "FLOAT", "Share of the tokens scored that the round keeps, 0 to 1."),
+        Column("proxy_step", "BIGINT", "Optimizer steps the proxy had taken when it scored."),
+        Column("reference_steps", "BIGINT", "Optimizer steps of the reference since its sync."),
+        Column("target_loss_proxy", "FLOAT", "Proxy's loss on the target, nats per token."),
+        Column("target_loss_reference", "FLOAT", "Reference's loss on the target, nats per token."),
+        Column("train_loss", "FLOAT", "Proxy's mean training loss in the round, nats per token."),
+        Column("threshold", "FLOAT", "Cut-off of the round: lowest score kept, in score units."),
+        Column("documents_scored", "BIGINT", "Documents the round visited."),
+        Column("documents_kept", "BIGINT", "Documents the round kept."),
+        Column("tokens_scored", "BIGINT", "Tokens of the documents the round visited."),
+        Column("tokens_kept", "BIGINT", "Tokens of the documents the round kept."),
+        Column("seconds", "DOUBLE", "Wall-clock seconds the round took."),
+    ),
+)
+
+DECISION = Table(
+    "decision",
+    "One row per document per round that visited it. Losses are mean nats per token.",
+    (
+        _DOCUMENT_ID,
+        _SHARD_ID,
+        _ROW,
+        Column("round", "INTEGER", "Round that took the decision."),
+        _TOKENS,
+        _BYTES,
+        Column("proxy_loss", "FLOAT", "Proxy's loss, nats per token; NULL if no model scored."),
+        Column("reference_loss", "FLOAT", "Reference's loss, nats per token; NULL without one."),
+        Column("excess_loss", "FLOAT", "proxy_loss - reference_loss, nats per token."),
+        Column("score", "FLOAT", "What documents are ranked by; higher = keep."),
+        Column("threshold", "FLOAT", "Cut-off the score was held against, in score units."),
+        Column("kept", "BOOLEAN", "Whether this round kept the document."),
+        Column("reason", "VARCHAR", "above_threshold (kept) or below_threshold (not kept)."),
+    ),
+)
+
+DOCUMENT_REASONS: dict[str, str] = {
+    "selected": "kept: in the token budget by weight",
+    "filled": "kept: no round kept it, but the best by score fill the budget",
+    "over_budget": "dropped: kept in some round, but the budget went to higher weights or scores",
+    "never_selected": "dropped: below the cut-off in every round that visited it",
+    "empty": "dropped: the document has no tokens",
+}
+"""The values of `document.reason`, which the selection writes."""
+
+DOCUMENT = Table(
+    "document",
+    "The final outcome, one row per pool row, then the pool's own metadata columns.",
+    (
+        _DOCUMENT_ID,
+        _SHARD_ID,
+        _ROW,
+        _TOKENS,
+        _BYTES,
+        Column(
+            "weight",
+            "FLOAT",
+            "Weight in the curated dataset; mean 1 over kept tokens, 0 when dropped.",
+        ),
+        Column("kept", "BOOLEAN", "Whether the document is in the curated dataset."),
+        Column(
+            "reason",
+            "VARCHAR",
+            "; ".join(f"{reason} = {meaning}" for reason, meaning in DOCUMENT_REASONS.items())
+            + ".",
+        ),
+    ),
+)
+
+TRAINING = Table(
+    "training",
+    "One row per optimizer step of each model.",
+    (
+        Column("step", "BIGINT", "Optimizer step, counted within the model."),
+        Column("model", "VARCHAR", "Which model took it: proxy, reference or lookahead."),
+        Column("loss", "FLOAT", "Training loss of the step, nats per token."),
+        Column("learning_rate", "FLOAT", "Learning rate of the step."),
+        Column("gradient_norm", "FLOAT", "Global L2 norm of the gradient, before clipping."),
+        Column("tokens_per_second", "FLOAT", "Training throughput, tokens per second."),
+    ),
+)
+
+TABLES: tuple[Table, ...] = (RUN, SHARD, ROUND, DECISION, DOCUMENT, TRAINING)
+"""Every table of the log, in the order they are created."""
+
+
+def quote(name: str) -> str:
+    """Any text as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Any text as an SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def stored_names(metadata_columns: Sequence[str]) -> list[str]:
+    """The names under which metadata columns are stored in `document`, in the same order.
+
+    DuckDB compares names without regard to case, so a column that meets a built-in one, or an
+    earlier metadata column, gets the prefix `pool_`, as often as it takes to be unique.
+    """
+    taken = {column.name for column in DOCUMENT.columns}
+    names = []
+    for name in metadata_columns:
+        stored = name or "pool_"
+        while stored.lower() in taken:
+            stored = f"pool_{stored}"
+        taken.add(stored.lower())
+        names.append(stored)
+    return names
+
+
+def document_table(names: Sequence[str], sources: Sequence[str], types: Sequence[str]) -> Table:
+    """The `document` table with metadata columns: stored names, pool names, DuckDB types."""
+    metadata = tuple(
+        Column(name, kind, f"Metadata of the pool: its column {source}.")
+        for name, source, kind in zip(names, sources, types, strict=True)
+    )
+    return Table(DOCUMENT.name, DOCUMENT.comment, DOCUMENT.columns + metadata)
+
+
+def create_table(table: Table) -> list[str]:
+    """The statements that create a table and explain it."""
+    columns = ", ".join(f"{quote(column.name)} {column.type}" for column in table.columns)
+    return [
+        f"CREATE TABLE {quote(table.name)} ({columns})",
+        f"COMMENT ON TABLE {quote(table.name)} IS {literal(table.comment)}",
+        *comment_columns(table.name, table.columns),
+    ]
+
+
+def comment_columns(name: str, columns: Iterable[Column]) -> list[str]:
+    """The statements that explain the columns of a table or of a view."""
+    return [
+        f"COMMENT ON COLUMN {quote(name)}.{quote(column.name)} IS {literal(column.comment)}"
+        for column in columns
+    ]

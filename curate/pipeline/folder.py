@@ -1,0 +1,177 @@
+"""The run's output folder: what is in it, whose it is, and which stages are done.
+
+`manifest.json` is the only state that counts. A stage is done when the manifest that names its
+result has been renamed into place; whatever else lies in the folder is rewritten by the stage that
+owns it. Times live in `state/times.json`, so that the manifest says the same for every equal run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from curate.config import Config, config_to_tree
+from curate.errors import OutputConflict
+from curate.files import sha256_file, write_text
+from curate.read.corpus import Corpus
+
+FORMAT_VERSION = 1
+
+
+class RunFolder:
+    """One output folder and its manifest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = path / "state"
+        self._manifest: dict[str, Any] = {}
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the manifest lies."""
+        return self.path / "manifest.json"
+
+    def check(self, config: Config, pool: Corpus, target: Corpus) -> None:
+        """Make sure that the folder is free, or holds this very run; write nothing.
+
+        Raises:
+            OutputConflict: it holds other files, or a run of other settings or inputs.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputConflict(
+                f"The output {self.path} is a file.", "Give another folder with --out."
+            )
+        wanted = _identity(config, pool, target)
+        if not self.manifest_path.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise OutputConflict(
+                    f"The output folder {self.path} is not empty and holds no curate run.",
+                    "Give another folder with --out, or empty this one.",
+                )
+            self._manifest = {"format_version": FORMAT_VERSION, **wanted, "stages": {}, "files": {}}
+            return
+        found = self._read_manifest()
+        differences = _differences(found, wanted)
+        if differences:
+            raise OutputConflict(
+                f"The output folder {self.path} holds a run that differs in {differences[0]}"
+                f"{_and_more(differences)}.",
+                "Give another folder with --out, or remove this one.",
+            )
+        self._manifest = found
+
+    def create(self) -> None:
+        """Make the folder, with a manifest of no stages if it is new."""
+        if not self.manifest_path.exists():
+            self._write()
+        times = self._read_times()
+        times.setdefault("started_at", datetime.now(UTC).isoformat())
+        self._write_times(times)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: settings and input fingerprints."""
+        return {key: self._manifest[key] for key in ("config", "pool", "target")}
+
+    def result(self, stage: str) -> Any:
+        """What a finished stage left in the manifest, or None if it is not done."""
+        return self._manifest["stages"].get(stage)
+
+    def finish(
+        self, stage: str, result: Mapping[str, Any], files: Iterable[Path], started: float
+    ) -> None:
+        """Record that a stage is done.
+
+        Args:
+            stage: its name.
+            result: plain values that later stages need.
+            files: output files that are now complete; their SHA-256 is recorded.
+            started: `time.monotonic()` when the stage began.
+        """
+        times = self._read_times()
+        times.setdefault("stages", {})[stage] = time.monotonic() - started
+        self._write_times(times)
+        self._manifest["stages"][stage] = dict(result)
+        for file in files:
+            self._manifest["files"][str(file.relative_to(self.path))] = sha256_file(file)
+        self._write()
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds each finished stage took, over all sessions."""
+        seconds: dict[str, float] = self._read_times().get("stages", {})
+        return seconds
+
+    def started_at(self) -> datetime:
+        """When the run was first started."""
+        return datetime.fromisoformat(self._read_times()["started_at"])
+
+    def _write(self) -> None:
+        write_text(self.manifest_path, json.dumps(self._manifest, indent=1) + "\n")
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+            raise OutputConflict(
+                f"The manifest in {self.path} was not written by this version of curate.",
+                "Give another folder with --out.",
+            )
+        return found
+
+    def _read_times(self) -> dict[str, Any]:
+        path = self.state / "times.json"
+        times: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return times
+
+    def _write_times(self, times: dict[str, Any]) -> None:
+        write_text(self.state / "times.json", json.dumps(times, indent=1) + "\n")
+
+
+def _identity(config: Config, pool: Corpus, target: Corpus) -> dict[str, Any]:
+    settings = config_to_tree(config)
+    settings.pop("out")
+    return {"config": settings, "pool": _inputs(pool), "target": _inputs(target)}
+
+
+def _inputs(corpus: Corpus) -> list[dict[str, Any]]:
+    return [
+        {"uri": shard.uri, "bytes": shard.bytes, "fingerprint": shard.fingerprint}
+        for shard in corpus.shards
+    ]
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs, in words, settings by nested key and inputs by shard."""
+    differences = _config_differences(found.get("config", {}), wanted["config"], "")
+    for role in ("pool", "target"):
+        before = {one["uri"]: one["fingerprint"] for one in found.get(role, [])}
+        now = {one["uri"]: one["fingerprint"] for one in wanted[role]}
+        for uri in sorted(before.keys() | now.keys()):
+            if before.get(uri) != now.get(uri):
+                state = "added" if uri not in before else "gone" if uri not in now else "changed"
+                differences.append(f"the {role} shard {uri} ({state})")
+    return differences
+
+
+def _config_differences(found: Any, wanted: Any, path: str) -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [*wanted, *(key for key in found if key not in wanted)]
+        return [
+            difference
+            for key in keys
+            for difference in _config_differences(
+                found.get(key), wanted.get(key), f"{path}.{key}" if path else key
+            )
+        ]
+    return [] if found == wanted else [f"{path} ({found} then, {wanted} now)"]
+
+
+def _and_more(differences: list[str]) -> str:
+    others = len(differences) - 1
+    return f" and {others} more" if others else ""

@@ -1,0 +1,151 @@
+"""The order of a run: check, tokenize, warm up, rounds, select, write, log.
+
+A stage runs only if the manifest does not have it, so the same call goes on where an interrupted
+one stopped, and a finished run is only reported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from curate.config import Config, config_to_yaml
+from curate.files import write_text
+from curate.pipeline import outputs
+from curate.pipeline.folder import RunFolder
+from curate.pipeline.prepare import Inputs, prepare
+from curate.pipeline.progress import Progress
+from curate.pipeline.rounds import Rounds
+from curate.pipeline.tokens import read_target, tokenizer_stage, tokens_stage
+from curate.read.tokenizer import TextTokenizer
+from curate.select.methods import METHODS, Context
+from curate.select.schedule import (
+    describe_schedule,
+    expected_tokens,
+    plan_schedule,
+    resolve_config,
+)
+from curate.train.model import LanguageModel, build_network, count_parameters, load_network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a finished run did.
+
+    Attributes:
+        out: the output folder.
+        pool_documents: rows of the pool.
+        pool_tokens: their tokens.
+        kept_documents: rows in the curated dataset.
+        kept_tokens: their tokens.
+        stage_seconds: time by stage, over all sessions of the run.
+    """
+
+    out: Path
+    pool_documents: int
+    pool_tokens: int
+    kept_documents: int
+    kept_tokens: int
+    stage_seconds: dict[str, float]
+
+
+def run(config: Config, stream: TextIO | None = None) -> RunSummary:
+    """Curate a pool: `curate run`.
+
+    Args:
+        config: what to do.
+        stream: where progress and the resolved schedule are printed; standard error by default.
+
+    Raises:
+        InvalidInput: something the user gave cannot be used; nothing was written.
+        NonFiniteLoss: training diverged.
+    """
+    stream = stream or sys.stderr
+    inputs, folder = prepare(config)
+    complete = folder.result("complete")
+    if complete is None:
+        folder.create()
+        with Progress(stream) as progress:
+            complete = _run_stages(inputs, folder, progress, stream)
+    return RunSummary(out=folder.path, stage_seconds=folder.stage_seconds(), **complete)
+
+
+def _run_stages(
+    inputs: Inputs, folder: RunFolder, progress: Progress, stream: TextIO
+) -> dict[str, int]:
+    tokenizer = tokenizer_stage(inputs, folder, progress)
+    cache = tokens_stage(inputs, folder, tokenizer, progress)
+    target = read_target(inputs, tokenizer)
+    num_parameters = count_parameters(
+        inputs.config.model.name, inputs.shape, tokenizer.vocabulary_size
+    )
+    config = resolve_config(
+        inputs.config, inputs.shape, pool_tokens=cache.tokens, num_parameters=num_parameters
+    )
+    schedule = plan_schedule(config, pool_tokens=cache.tokens)
+    write_text(folder.path / "config.yaml", config_to_yaml(config))
+    print(describe_schedule(config, schedule, cache.tokens, num_parameters), file=stream)
+    rounds = Rounds(config, schedule, cache, folder, progress)
+    if not rounds.finished():
+        context = Context(
+            config=config,
+            schedule=schedule,
+            cache=cache,
+            target=target,
+            make_model=_model_maker(config, inputs, tokenizer),
+            on_step=rounds.steps.add,
+            on_tokens=progress.advance,
+        )
+        progress.start("curate", expected_tokens(config, schedule, cache.tokens), "tok")
+        rounds.run(METHODS[config.method](context))
+    selection, kept = outputs.select_stage(config, folder, cache, rounds.files())
+    outputs.data_stage(inputs, folder, selection, progress)
+    complete = {
+        "pool_documents": sum(fragment.rows for fragment in cache.fragments),
+        "pool_tokens": cache.tokens,
+        "kept_documents": kept.documents,
+        "kept_tokens": kept.tokens,
+    }
+    figures = {
+        **complete,
+        "target_documents": len(target),
+        "target_tokens": target.num_tokens,
+        "model_parameters": num_parameters,
+    }
+    outputs.log_stage(
+        inputs,
+        config,
+        folder,
+        cache,
+        rounds=rounds.files(),
+        selection=selection,
+        figures=figures,
+    )
+    outputs.complete_stage(folder, complete)
+    return complete
+
+
+def _model_maker(
+    config: Config, inputs: Inputs, tokenizer: TextTokenizer
+) -> Callable[[], LanguageModel]:
+    """Builds the proxy as it is before any step; methods without a model never call it."""
+
+    def make() -> LanguageModel:
+        if inputs.shape.llama is None:
+            network = load_network(config.model.name)
+        else:
+            network = build_network(
+                inputs.shape, tokenizer.vocabulary_size, tokenizer.prefix_id, config.seed
+            )
+        return LanguageModel(
+            network,
+            window=int(config.model.window or 0),
+            overlap=int(config.model.window_overlap or 0),
+            prefix_id=tokenizer.prefix_id,
+            compute=inputs.compute,
+        )
+
+    return make

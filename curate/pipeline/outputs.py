@@ -1,0 +1,167 @@
+"""Stages `select`, `data` and `log`: decisions become the files that people use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import torch
+
+from curate.config import Config, config_to_tree
+from curate.log.load import build_log
+from curate.pipeline.folder import RunFolder
+from curate.pipeline.prepare import Inputs
+from curate.pipeline.progress import Progress
+from curate.pipeline.rounds import RoundFiles
+from curate.read.cache import TokenCache
+from curate.records import SHARD, make_document_id
+from curate.select.final import Kept, select_documents
+from curate.write.card import write_card
+from curate.write.parts import write_part
+from curate.write.report import write_report
+
+
+def select_stage(
+    config: Config, folder: RunFolder, cache: TokenCache, rounds: RoundFiles
+) -> tuple[Path, Kept]:
+    """Decide every document; returns the selection file and its totals."""
+    path = folder.state / "selection.parquet"
+    done = folder.result("select")
+    if done is None:
+        started = time.monotonic()
+        kept = select_documents(
+            path,
+            documents=cache.document_files(),
+            decisions=rounds.decisions,
+            scales=rounds.scales,
+            keep=config.keep,
+            seed=config.seed,
+        )
+        done = {"documents": kept.documents, "tokens": kept.tokens}
+        folder.finish("select", done, [], started)
+    return path, Kept(**done)
+
+
+def data_stage(inputs: Inputs, folder: RunFolder, selection: Path, progress: Progress) -> None:
+    """Write the kept rows of each shard as one part."""
+    if folder.result("data") is not None:
+        return
+    started = time.monotonic()
+    place = folder.path / "data"
+    shutil.rmtree(place, ignore_errors=True)
+    pool, write = inputs.pool, inputs.config.write
+    every = ds.dataset(selection)
+    progress.start("write", len(pool.shards), "shard")
+    for shard in pool.shards:
+        write_part(
+            place / f"part-{shard.shard_id:05d}.parquet",
+            pool.schema,
+            pool.iter_batches(shard),
+            _kept_rows(every, shard.shard_id),
+            row_group_rows=write.row_group_rows,
+            compression=write.compression,
+        )
+        progress.advance(1)
+    folder.finish("data", {}, sorted(place.iterdir()), started)
+
+
+def _kept_rows(selection: ds.Dataset, shard_id: int) -> pa.Table:
+    """The kept rows of one shard, as `write_part` takes them."""
+    first, end = make_document_id(shard_id, 0), make_document_id(shard_id + 1, 0)
+    document = pc.field("document_id")
+    mine = (document >= first) & (document < end) & pc.field("kept")
+    table = selection.to_table(filter=mine).sort_by("document_id")
+    rows = pc.subtract(table["document_id"], pa.scalar(first, pa.int64()))
+    return table.select(["weight", "score", "excess_loss", "round"]).add_column(0, "row", rows)
+
+
+def log_stage(
+    inputs: Inputs,
+    config: Config,
+    folder: RunFolder,
+    cache: TokenCache,
+    *,
+    rounds: RoundFiles,
+    selection: Path,
+    figures: Mapping[str, Any],
+) -> None:
+    """Build the selection log, and the dataset card and report from it."""
+    if folder.result("log") is not None:
+        return
+    started = time.monotonic()
+    log = folder.path / "selection_log.duckdb"
+    build_log(
+        log,
+        run={**_run_record(inputs, config, folder), **figures},
+        shards=_shard_table(inputs, cache),
+        rounds=rounds.records,
+        documents=cache.document_files(),
+        selection=[selection],
+        decisions=rounds.decisions,
+        training=rounds.training,
+        metadata_columns=inputs.metadata_columns,
+    )
+    outputs = [log, folder.path / "README.md", folder.path / "report.html"]
+    write_card(outputs[1], log)
+    write_report(outputs[2], log)
+    folder.finish("log", {}, [*outputs, folder.path / "config.yaml"], started)
+
+
+def complete_stage(folder: RunFolder, figures: Mapping[str, Any]) -> None:
+    """The last entry of the manifest: everything before it is whole."""
+    folder.finish("complete", figures, [], time.monotonic())
+
+
+def _run_record(inputs: Inputs, config: Config, folder: RunFolder) -> dict[str, Any]:
+    identity = json.dumps(folder.identity, sort_keys=True)
+    settings = config_to_tree(config)
+    settings.pop("out")
+    return {
+        "run_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "started_at": folder.started_at(),
+        "finished_at": datetime.now(UTC),
+        "curate_version": version("curate"),
+        "config": settings,
+        "seed": config.seed,
+        "device": str(inputs.compute.device),
+        "dtype": str(inputs.compute.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "method": config.method,
+        "granularity": config.granularity,
+        "keep_ratio": config.keep,
+        "stage_seconds": folder.stage_seconds(),
+    }
+
+
+def _shard_table(inputs: Inputs, cache: TokenCache) -> pa.Table:
+    totals = {shard.shard_id: [0, 0, 0] for shard in inputs.pool.shards}
+    for fragment in cache.fragments:
+        counts = (fragment.rows, fragment.documents, fragment.tokens)
+        totals[fragment.shard_id] = [
+            total + count for total, count in zip(totals[fragment.shard_id], counts, strict=True)
+        ]
+    rows = [
+        {
+            "shard_id": shard.shard_id,
+            "uri": shard.uri,
+            "bytes": shard.bytes,
+            "rows": totals[shard.shard_id][0],
+            "fingerprint": shard.fingerprint,
+            "status": "ok",
+            "error": None,
+            "documents": totals[shard.shard_id][1],
+            "tokens": totals[shard.shard_id][2],
+        }
+        for shard in inputs.pool.shards
+    ]
+    return pa.Table.from_pylist(rows, schema=SHARD)

@@ -1,0 +1,125 @@
+"""Everything that can be wrong with the input, found before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from curate.config import Config
+from curate.errors import InvalidInput
+from curate.pipeline.folder import RunFolder
+from curate.read.corpus import Corpus, open_corpus
+from curate.read.tokenizer import text_bytes
+from curate.records import OUTPUT_COLUMNS
+from curate.train.compute import Compute, resolve_compute
+from curate.train.model import ModelShape, find_shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """A run's checked inputs."""
+
+    config: Config
+    pool: Corpus
+    target: Corpus
+    shape: ModelShape
+    compute: Compute
+    metadata_columns: tuple[str, ...]
+
+
+def prepare(config: Config) -> tuple[Inputs, RunFolder]:
+    """Open and check everything a run needs.
+
+    Raises:
+        InvalidInput: a path, column, model, device or output folder cannot be used.
+    """
+    compute = resolve_compute(config.compute)
+    if config.compute.threads is not None:
+        torch.set_num_threads(config.compute.threads)
+    pool = open_corpus(
+        config.pool,
+        text_column=config.text_column,
+        role="pool",
+        reserved_columns=[field.name for field in OUTPUT_COLUMNS],
+    )
+    target = open_corpus(
+        config.target,
+        text_column=config.target_text_column or config.text_column,
+        role="target",
+    )
+    shape = find_shape(config.model.name)
+    _check_window(config, shape)
+    columns = _metadata_columns(config, pool)
+    for corpus, flag in ((pool, "--pool"), (target, "--target")):
+        _check_text(corpus, flag)
+    folder = RunFolder(Path(config.out))
+    folder.check(config, pool, target)
+    inputs = Inputs(
+        config=config,
+        pool=pool,
+        target=target,
+        shape=shape,
+        compute=compute,
+        metadata_columns=columns,
+    )
+    return inputs, folder
+
+
+def _check_window(config: Config, shape: ModelShape) -> None:
+    window = config.model.window or shape.window
+    if window > shape.longest_window:
+        raise InvalidInput(
+            f"model.window is {window}, but {config.model.name} reads at most "
+            f"{shape.longest_window} tokens.",
+            f"Set model.window to {shape.longest_window} or less.",
+        )
+    overlap = config.model.window_overlap
+    if overlap is not None and overlap >= window:
+        raise InvalidInput(
+            f"model.window_overlap is {overlap}, but must be less than the window of {window}.",
+            "Set model.window_overlap to a smaller number.",
+        )
+
+
+def _check_text(corpus: Corpus, flag: str) -> None:
+    """Read until the first document that is not empty."""
+    for shard in corpus.shards:
+        for _, batch in corpus.iter_batches(shard, columns=[corpus.text_column]):
+            if text_bytes(batch.column(0)).any():
+                return
+    raise InvalidInput(
+        f"The {corpus.role} has no text: every document is empty.",
+        f"Give {flag} documents with text in column {corpus.text_column}.",
+    )
+
+
+def _metadata_columns(config: Config, pool: Corpus) -> tuple[str, ...]:
+    others = [field for field in pool.schema if field.name != pool.text_column]
+    if config.metadata_columns is None:
+        return tuple(field.name for field in others if _is_scalar(field.type))
+    known = [field.name for field in others]
+    for name in config.metadata_columns:
+        if name not in known:
+            raise InvalidInput(
+                f'metadata_columns names "{name}", which the pool does not have '
+                f"(it has: {', '.join(known)}).",
+                "Name columns of the pool other than the text.",
+            )
+    return config.metadata_columns
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_temporal(kind)
+    )

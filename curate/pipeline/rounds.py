@@ -1,0 +1,199 @@
+"""Stages `warm-up`, `round-NNNN` and `rescore`: the method at work, one checkpoint a stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.config import Config
+from curate.files import atomic_path
+from curate.pipeline.folder import RunFolder
+from curate.pipeline.progress import Progress
+from curate.read.cache import TokenCache, draw_blocks
+from curate.read.documents import Documents
+from curate.records import ROUND, TRAINING
+from curate.select.final import RoundScale, mark_top
+from curate.select.methods import Method, Schedule
+from curate.select.rounds import RoundResult, run_round
+from curate.select.schedule import visit_coefficients
+from curate.train.optimizer import StepRecord
+
+
+class StepLog:
+    """Collects optimizer steps of a stage for the log's `training` table."""
+
+    def __init__(self) -> None:
+        self.records: list[StepRecord] = []
+
+    def add(self, record: StepRecord) -> None:
+        """Keep one step's record."""
+        self.records.append(record)
+
+    def write(self, path: Path) -> None:
+        """Write the stage's steps as records.TRAINING and forget them."""
+        columns = [
+            pa.array([getattr(one, field.name) for one in self.records], field.type)
+            for field in TRAINING
+        ]
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.Table.from_arrays(columns, schema=TRAINING), temporary)
+        self.records = []
+
+    def mean_loss(self, model: str) -> float | None:
+        """Mean loss of one model's steps since the last write."""
+        losses = [one.loss for one in self.records if one.model == model]
+        return sum(losses) / len(losses) if losses else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFiles:
+    """What the rounds left behind for the selection and the log."""
+
+    decisions: list[Path]
+    training: list[Path]
+    records: pa.Table
+    scales: list[RoundScale]
+
+
+class Rounds:
+    """Runs the stages of a method over a pool; each is skipped when the manifest has it."""
+
+    def __init__(
+        self,
+        config: Config,
+        schedule: Schedule,
+        cache: TokenCache,
+        folder: RunFolder,
+        progress: Progress,
+    ) -> None:
+        self.steps = StepLog()
+        self._config, self._schedule, self._cache = config, schedule, cache
+        self._folder, self._progress = folder, progress
+        self._place = folder.state / "rounds"
+
+    def stages(self) -> list[str]:
+        """Names of the stages in order."""
+        rounds = [f"round-{index:04d}" for index in range(self._schedule.rounds)]
+        return ["warm-up", *rounds, *(["rescore"] if self._schedule.rescore else [])]
+
+    def finished(self) -> bool:
+        """Whether every stage is done, so that no model is needed."""
+        return all(self._folder.result(stage) is not None for stage in self.stages())
+
+    def run(self, method: Method) -> None:
+        """Run what is left, from the checkpoint of the last finished stage."""
+        previous: str | None = None
+        loaded = False
+        for index, stage in enumerate(self.stages()):
+            if self._folder.result(stage) is None:
+                if previous is not None and not loaded:
+                    method.load(self._checkpoint(previous))
+                loaded = True
+                self._progress.stage(stage.replace("-", " "))
+                self._run_stage(method, stage, index - 1)
+                if previous is not None:
+                    self._checkpoint(previous).unlink(missing_ok=True)
+            previous = stage
+
+    def files(self) -> RoundFiles:
+        """The fragments and figures of all finished stages."""
+        names = self.stages()
+        rounds = names[1:]
+        results = [self._folder.result(name) for name in rounds]
+        coefficients = visit_coefficients(
+            self._config.blade.average, self._schedule.passes + self._schedule.rescore
+        )
+        scales = [
+            RoundScale(
+                index,
+                coefficients[index // self._schedule.rounds_per_pass],
+                result["score_mean"],
+                result["score_std"],
+            )
+            for index, result in enumerate(results)
+        ]
+        columns = [
+            pa.array([result["record"][field.name] for result in results], field.type)
+            for field in ROUND
+        ]
+        return RoundFiles(
+            decisions=[self._decisions(name) for name in rounds],
+            training=[self._training(name) for name in names],
+            records=pa.Table.from_arrays(columns, schema=ROUND),
+            scales=scales,
+        )
+
+    def _run_stage(self, method: Method, stage: str, index: int) -> None:
+        started = time.monotonic()
+        result: dict[str, Any] = {}
+        if stage == "warm-up":
+            method.warm_up()
+        else:
+            done = self._run_round(method, stage, index)
+            record = {**done.record, "train_loss": self.steps.mean_loss("proxy")}
+            result = {
+                "record": record,
+                "score_mean": done.score_mean,
+                "score_std": done.score_std,
+            }
+            self._show(record)
+        self.steps.write(self._training(stage))
+        with atomic_path(self._checkpoint(stage)) as temporary:
+            method.save(temporary)
+        self._folder.finish(stage, result, [], started)
+
+    def _run_round(self, method: Method, stage: str, index: int) -> RoundResult:
+        config = self._config
+        rescore = stage == "rescore"
+        path = self._decisions(stage)
+        scored = path.with_suffix(".scored") if rescore else path
+        done = run_round(
+            method,
+            self._blocks(index),
+            scored,
+            round_index=index,
+            method_name=f"{config.method} rescore" if rescore else config.method,
+            keep=config.keep,
+            seed=config.seed,
+            learn=not rescore,
+        )
+        if rescore:
+            marked = mark_top(path, scored, keep=config.keep, seed=config.seed)
+            scored.unlink()
+            done = done.decided_anew(marked)
+        return done
+
+    def _blocks(self, index: int) -> Iterator[Documents]:
+        """The blocks of round `index`; the last round of a pass runs to the pass's end."""
+        schedule = self._schedule
+        pass_index, part = divmod(index, schedule.rounds_per_pass)
+        stream = self._cache.stream(self._config.seed, "pass", pass_index)
+        blocks = draw_blocks(stream, schedule.block_tokens)
+        if index >= schedule.rounds:
+            return blocks
+        first = part * schedule.blocks_per_round
+        last = part == schedule.rounds_per_pass - 1
+        return islice(blocks, first, None if last else first + schedule.blocks_per_round)
+
+    def _show(self, record: dict[str, Any]) -> None:
+        figures = {"documents": f"{record['documents_scored']:,}"}
+        for name, key in (("u", "target_loss_proxy"), ("w", "target_loss_reference")):
+            if record[key] is not None:
+                figures[f"target_{name}"] = f"{record[key]:.3f}"
+        self._progress.show(**figures)
+
+    def _decisions(self, stage: str) -> Path:
+        return self._place / f"{stage}.decisions.parquet"
+
+    def _training(self, stage: str) -> Path:
+        return self._place / f"{stage}.training.parquet"
+
+    def _checkpoint(self, stage: str) -> Path:
+        return self._folder.state / "checkpoints" / f"{stage}.pt"

@@ -1,0 +1,110 @@
+"""Stages `tokenizer` and `tokens`: the pool's text becomes the token cache."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import numpy as np
+
+from curate.errors import InvalidInput
+from curate.pipeline.folder import RunFolder
+from curate.pipeline.prepare import Inputs
+from curate.pipeline.progress import Progress
+from curate.read.cache import TokenCache, cache_from_json, plan_partitions, write_fragments
+from curate.read.documents import Documents, offsets_from_lengths
+from curate.read.tokenizer import (
+    TextTokenizer,
+    load_tokenizer,
+    sample_texts,
+    text_bytes,
+    text_values,
+    train_tokenizer,
+)
+from curate.records import make_document_id
+
+_TARGET_TOKENS = 16_000_000
+"""A target beyond this is cut: it would not fit the idea of a small sample held in memory."""
+
+
+def tokenizer_stage(inputs: Inputs, folder: RunFolder, progress: Progress) -> TextTokenizer:
+    """Train the tokenizer on the pool, or fetch the pretrained model's own."""
+    place = folder.state / "tokenizer"
+    if folder.result("tokenizer") is None:
+        started = time.monotonic()
+        progress.start("tokenizer", 1, "")
+        config = inputs.config
+        if inputs.shape.llama is None:
+            tokenizer = load_tokenizer(config.model.name)
+        else:
+            sample = sample_texts(inputs.pool, config.seed, config.model.tokenizer_sample_bytes)
+            size = config.model.vocabulary_size or inputs.shape.vocabulary_size or 0
+            tokenizer = train_tokenizer(sample, size)
+        shutil.rmtree(place, ignore_errors=True)
+        tokenizer.save(place)
+        folder.finish("tokenizer", {"entries": tokenizer.vocabulary_size}, [], started)
+    return load_tokenizer(str(place))
+
+
+def tokens_stage(
+    inputs: Inputs, folder: RunFolder, tokenizer: TextTokenizer, progress: Progress
+) -> TokenCache:
+    """Tokenize every shard of the pool into the cache.
+
+    Raises:
+        InvalidInput: the whole pool gave no tokens.
+    """
+    place = folder.state / "tokens"
+    done = folder.result("tokens")
+    if done is not None:
+        return cache_from_json(place, done)
+    started = time.monotonic()
+    shutil.rmtree(place, ignore_errors=True)
+    partitions = plan_partitions(inputs.pool)
+    fragments = []
+    progress.start("tokenize", sum(shard.text_bytes for shard in inputs.pool.shards), "B")
+    for shard in inputs.pool.shards:
+        for fragment in write_fragments(
+            inputs.pool,
+            shard,
+            tokenizer,
+            place,
+            metadata_columns=inputs.metadata_columns,
+            partitions=partitions,
+            seed=inputs.config.seed,
+        ):
+            fragments.append(fragment)
+            progress.advance(fragment.bytes)
+    cache = TokenCache(place, tuple(fragments), partitions)
+    if cache.tokens == 0:
+        raise InvalidInput(
+            "The pool has no text: its documents gave no tokens.",
+            f"Give --pool documents with text in column {inputs.pool.text_column}.",
+        )
+    folder.finish("tokens", cache.to_json(), [], started)
+    return cache
+
+
+def read_target(inputs: Inputs, tokenizer: TextTokenizer) -> Documents:
+    """The tokenized target, in memory; reading stops after 16 M tokens."""
+    target = inputs.target
+    ids: list[int] = []
+    sizes: list[int] = []
+    tokens = []
+    for shard in target.shards:
+        for first_row, batch in target.iter_batches(shard, columns=[target.text_column]):
+            column = batch.column(0)
+            sizes.extend(text_bytes(column).tolist())
+            tokens.extend(tokenizer.encode(text_values(column)))
+            first = make_document_id(shard.shard_id, first_row)
+            ids.extend(range(first, first + batch.num_rows))
+            if sum(map(len, tokens)) > _TARGET_TOKENS:
+                break
+    lengths = np.array([len(one) for one in tokens], dtype=np.int64)
+    every = Documents(
+        np.array(ids, dtype=np.int64),
+        np.array(sizes, dtype=np.int64),
+        offsets_from_lengths(lengths),
+        np.concatenate(tokens),
+    )
+    return every.take(np.flatnonzero(lengths))

@@ -1,0 +1,1 @@
+"""From shards of text to streams of tokenized documents."""

@@ -1,0 +1,267 @@
+"""The tokenized pool on disk: written once, streamed in any random order, flat in memory.
+
+A fragment holds a run of rows of one shard, at most about `FRAGMENT_TOKENS` tokens. Inside its
+Arrow file the documents are sorted into P partitions by a hash of (seed, document id), one record
+batch each. A pass draws fragments in random order, a window of them at a time, and reads the
+window's partitions one by one: each partition is a uniform random sample of the window, small
+enough to shuffle in memory. Beside each token file lies a Parquet file with one row per document
+(ids, sizes, the user's metadata columns) for the log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate.files import atomic_path
+from curate.noise import make_key, random_uint64, shuffled_order
+from curate.read.corpus import Corpus, Shard
+from curate.read.documents import Documents, concatenate, offsets_from_lengths
+from curate.read.tokenizer import TextTokenizer, text_bytes, text_values
+from curate.records import DOCUMENT, make_document_id
+
+FRAGMENT_TOKENS = 8_000_000
+FRAGMENT_ROWS = 250_000
+PARTITION_TOKENS = 2_000_000
+MAX_PARTITIONS = 64
+WINDOW_FRAGMENTS = 64
+_BYTES_PER_TOKEN = 4
+_LONGEST_METADATA_TEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A run of rows of one shard; `rows` counts all, `documents` those with at least one token."""
+
+    name: str
+    shard_id: int
+    rows: int
+    documents: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCache:
+    """All fragments of the pool, in pool order."""
+
+    folder: Path
+    fragments: tuple[Fragment, ...]
+    partitions: int
+
+    @property
+    def documents(self) -> int:
+        """Pool rows with at least one token."""
+        return sum(fragment.documents for fragment in self.fragments)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole pool."""
+        return sum(fragment.tokens for fragment in self.fragments)
+
+    def document_files(self) -> list[Path]:
+        """Parquet files with one row per pool row, in pool order."""
+        return [self.folder / f"{fragment.name}.parquet" for fragment in self.fragments]
+
+    def stream(self, seed: int, *purpose: str | int) -> Iterator[Documents]:
+        """Every document once, in an order that is a pure function of (seed, purpose)."""
+        key = make_key(seed, "order", *purpose)
+        order = shuffled_order(key, range(len(self.fragments)))
+        for first in range(0, len(order), WINDOW_FRAGMENTS):
+            window = order[first : first + WINDOW_FRAGMENTS]
+            for partition in shuffled_order(key ^ int(window[0]), range(self.partitions)):
+                parts = [self._read(self.fragments[int(i)], int(partition)) for i in window]
+                drawn = concatenate([part for part in parts if len(part)])
+                yield drawn.take(shuffled_order(key, drawn.ids))
+
+    def _read(self, fragment: Fragment, partition: int) -> Documents:
+        with pa.OSFile(str(self.folder / f"{fragment.name}.arrow")) as opened:
+            batch = pa.ipc.open_file(opened).get_batch(partition)
+        tokens = batch.column("input_ids")
+        return Documents(
+            batch.column("document_id").to_numpy(),
+            batch.column("bytes").to_numpy(),
+            tokens.offsets.to_numpy().astype(np.int64),
+            tokens.values.to_numpy(),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for the manifest."""
+        fragments = [dataclasses.asdict(fragment) for fragment in self.fragments]
+        return {"partitions": self.partitions, "fragments": fragments}
+
+
+def cache_from_json(folder: Path, tree: dict[str, object]) -> TokenCache:
+    """Inverse of `TokenCache.to_json`."""
+    fragments: list[dict[str, object]] = tree["fragments"]  # type: ignore[assignment]
+    partitions: int = tree["partitions"]  # type: ignore[assignment]
+    return TokenCache(folder, tuple(Fragment(**one) for one in fragments), partitions)  # type: ignore[arg-type]
+
+
+def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Documents]:
+    """Consecutive documents of a stream in blocks of at least `block_tokens` tokens.
+
+    The last block may be smaller. Blocks run across the stream's chunks.
+    """
+    held: list[Documents] = []
+    held_tokens = 0
+    for chunk in stream:
+        first = 0
+        ends = chunk.offsets[1:]
+        while first < len(chunk):
+            wanted = chunk.offsets[first] + block_tokens - held_tokens
+            last = min(int(np.searchsorted(ends, wanted)) + 1, len(chunk))
+            piece = chunk.take(np.arange(first, last))
+            held.append(piece)
+            held_tokens += piece.num_tokens
+            first = last
+            if held_tokens >= block_tokens:
+                yield concatenate(held)
+                held, held_tokens = [], 0
+    if held:
+        yield concatenate(held)
+
+
+def plan_partitions(corpus: Corpus) -> int:
+    """Partitions in each fragment, from the pool's estimated tokens."""
+    tokens = sum(shard.text_bytes for shard in corpus.shards) // _BYTES_PER_TOKEN
+    return max(1, min(MAX_PARTITIONS, -(-tokens // PARTITION_TOKENS)))
+
+
+def write_fragments(
+    corpus: Corpus,
+    shard: Shard,
+    tokenizer: TextTokenizer,
+    folder: Path,
+    *,
+    metadata_columns: Sequence[str],
+    partitions: int,
+    seed: int,
+) -> Iterator[Fragment]:
+    """Tokenize one shard into fragments under `folder`, each whole when it is yielded."""
+    writer = _FragmentWriter(folder, shard.shard_id, partitions, seed)
+    columns = [corpus.text_column, *metadata_columns]
+    for first_row, batch in corpus.iter_batches(shard, columns=columns, batch_rows=256):
+        texts = batch.column(corpus.text_column)
+        metadata = [metadata_values(batch.column(name)) for name in metadata_columns]
+        writer.add(
+            first_row,
+            text_bytes(texts),
+            tokenizer.encode(text_values(texts)),
+            pa.RecordBatch.from_arrays(metadata, names=list(metadata_columns)),
+        )
+        if writer.full:
+            yield writer.flush()
+    if writer.rows:
+        yield writer.flush()
+
+
+def metadata_values(column: pa.Array) -> pa.Array:
+    """A column as the log carries it: plain types, long strings cut to 256 characters."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return pc.utf8_slice_codeunits(column, 0, _LONGEST_METADATA_TEXT).cast(pa.string())
+    return column
+
+
+class _FragmentWriter:
+    """Collects rows of one shard and writes them as a fragment when enough have come."""
+
+    def __init__(self, folder: Path, shard_id: int, partitions: int, seed: int) -> None:
+        self.folder, self.shard_id, self.partitions = folder, shard_id, partitions
+        self.key = make_key(seed, "partition")
+        self.fragments = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rows = self.tokens = 0
+        self.first_row = 0
+        self.sizes: list[npt.NDArray[np.int64]] = []
+        self.input_ids: list[npt.NDArray[np.integer]] = []
+        self.metadata: list[pa.RecordBatch] = []
+
+    @property
+    def full(self) -> bool:
+        return self.tokens >= FRAGMENT_TOKENS or self.rows >= FRAGMENT_ROWS
+
+    def add(
+        self,
+        first_row: int,
+        sizes: npt.NDArray[np.int64],
+        input_ids: list[npt.NDArray[np.integer]],
+        metadata: pa.RecordBatch,
+    ) -> None:
+        if self.rows == 0:
+            self.first_row = first_row
+        self.rows += len(sizes)
+        self.tokens += sum(map(len, input_ids))
+        self.sizes.append(sizes)
+        self.input_ids.extend(input_ids)
+        self.metadata.append(metadata)
+
+    def flush(self) -> Fragment:
+        name = f"shard-{self.shard_id:05d}-{self.fragments:05d}"
+        rows = self.first_row + np.arange(self.rows)
+        ids = make_document_id(self.shard_id, 0) + rows
+        lengths = np.array([len(one) for one in self.input_ids], dtype=np.int64)
+        sizes = np.concatenate([np.zeros(0, np.int64), *self.sizes])
+        every = Documents(
+            ids,
+            sizes,
+            offsets_from_lengths(lengths),
+            np.concatenate(self.input_ids) if self.input_ids else np.zeros(0, np.uint16),
+        )
+        self._write_tokens(name, every)
+        self._write_documents(name, every, rows)
+        full = lengths > 0
+        fragment = Fragment(
+            name, self.shard_id, self.rows, int(full.sum()), self.tokens, int(sizes.sum())
+        )
+        self.fragments += 1
+        self._clear()
+        return fragment
+
+    def _write_tokens(self, name: str, every: Documents) -> None:
+        kind = pa.from_numpy_dtype(every.input_ids.dtype)
+        schema = pa.schema(
+            [
+                pa.field("document_id", pa.int64()),
+                pa.field("bytes", pa.int64()),
+                pa.field("input_ids", pa.list_(kind)),
+            ]
+        )
+        owner = random_uint64(self.key, every.ids) % np.uint64(self.partitions)
+        with (
+            atomic_path(self.folder / f"{name}.arrow") as path,
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
+            for partition in range(self.partitions):
+                mine = np.flatnonzero((owner == partition) & (every.lengths > 0))
+                part = every.take(mine)
+                tokens = pa.ListArray.from_arrays(part.offsets.astype(np.int32), part.input_ids)
+                writer.write_batch(
+                    pa.RecordBatch.from_arrays(
+                        [pa.array(part.ids), pa.array(part.bytes), tokens], schema=schema
+                    )
+                )
+
+    def _write_documents(self, name: str, every: Documents, rows: npt.NDArray[np.int64]) -> None:
+        shard_ids = np.full(len(every), self.shard_id, dtype=np.int32)
+        columns = [every.ids, shard_ids, rows, every.lengths, every.bytes]
+        table = pa.Table.from_arrays([pa.array(one) for one in columns], schema=DOCUMENT)
+        if self.metadata:
+            extra = pa.Table.from_batches(self.metadata)
+            for field, column in zip(extra.schema, extra.columns, strict=True):
+                table = table.append_column(field, column)
+        with atomic_path(self.folder / f"{name}.parquet") as path:
+            pq.write_table(table, path, compression="zstd")

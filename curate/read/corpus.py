@@ -1,0 +1,178 @@
+"""One way to read a corpus, whatever its shards are: check first, then stream batches.
+
+`open_corpus` finds the shards, looks at the footer of each one and raises on the first thing that
+would stop a run later; it reads no data (JSON lines have no footer: the start of each file stands
+in). The `Corpus` it returns lists the shards in a stable order and yields the rows of any of them
+in order, as record batches of one schema, with memory that does not grow with the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from curate.errors import InvalidInput
+from curate.read.hub import is_name, load_folder, load_name
+from curate.read.jsonl import JsonlReader
+from curate.read.locate import Located, display_uri, locate
+from curate.read.parquet import ParquetReader
+from curate.read.schema import Probe, check_columns, merge_alike, merge_inferred, project
+
+__all__ = ["Corpus", "Shard", "display_uri", "open_corpus"]
+
+_THREADS = {"parquet": 16, "jsonl": 2, "hub": 1}
+"""Shards looked at together: footers wait on storage, inference works and holds its prefix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One file of a corpus (or one whole Hugging Face dataset), as its footer describes it."""
+
+    shard_id: int
+    """Position in the sorted order of uri, from 0."""
+    uri: str
+    """Where it lies: an absolute local path or a URL, without credentials."""
+    format: str
+    """`parquet`, `jsonl` or `hub`."""
+    bytes: int
+    """Size on storage."""
+    rows: int | None
+    """Known from the footer; None where only reading tells (JSON lines)."""
+    text_bytes: int
+    """Estimate of the UTF-8 bytes of the text column."""
+    fingerprint: str
+    """Hash that changes with the file: sha256 hex over its size and both ends (files)."""
+
+
+class Reader(Protocol):
+    """What a format offers to a corpus."""
+
+    def probe(self, text_column: str) -> Probe:
+        """Describe the shard without reading its data."""
+        ...
+
+    def read(
+        self, schema: pa.Schema, wanted: pa.Schema, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in order as batches of `wanted`, a part of the corpus `schema`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The shards of a pool or target, checked, and the way to stream their rows."""
+
+    shards: tuple[Shard, ...]
+    schema: pa.Schema
+    """All columns in the order of the first shard, with its metadata."""
+    text_column: str
+    role: str
+    _readers: tuple[Reader, ...] = field(repr=False)
+
+    def iter_batches(
+        self, shard: Shard, columns: Sequence[str] | None = None, batch_rows: int = 1024
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield (index in the shard of the batch's first row, batch), in row order.
+
+        A batch has 1 to `batch_rows` rows and the types of `schema`, with the columns named by
+        `columns` (None: all) in schema order. No batch spans two row groups.
+
+        Raises:
+            InvalidInput: a column is unknown, or the data turns out damaged or unfit.
+        """
+        wanted = project(self.schema, columns, self.role)
+        row = 0
+        for batch in self._readers[shard.shard_id].read(self.schema, wanted, batch_rows):
+            yield row, batch
+            row += batch.num_rows
+
+
+def open_corpus(
+    source: str,
+    *,
+    text_column: str = "text",
+    role: str = "pool",
+    reserved_columns: Sequence[str] = (),
+) -> Corpus:
+    """Find and check the shards of `source`.
+
+    Args:
+        source: a Parquet or JSON lines file, a folder, a glob, any of these as an fsspec URL, a
+            folder written by `Dataset.save_to_disk`, or `hf:NAME?split=..&config=..&revision=..`.
+        text_column: the column that holds the document text.
+        role: `pool` or `target`, for error messages.
+        reserved_columns: names the corpus must not have, since the output adds them.
+
+    Raises:
+        InvalidInput: a path, a shard or a column cannot be used; nothing was read but footers.
+    """
+    kind, uris, readers = _find(source, role)
+    shards: list[Shard] = []
+    schemas: list[tuple[str, pa.Schema]] = []
+    schema: pa.Schema | None = None
+
+    def check(found: pa.Schema) -> None:
+        check_columns(found, uris[0], role=role, text_column=text_column, reserved=reserved_columns)
+
+    with closing(_probes(readers, text_column, _THREADS[kind])) as probes:
+        for uri, probe in zip(uris, probes, strict=True):
+            shards.append(_shard(len(shards), uri, kind, probe))
+            if kind == "jsonl":
+                schemas.append((uri, probe.schema))
+            elif schema is None:
+                check(schema := probe.schema)
+            else:
+                schema = merge_alike(schema, uris[0], probe.schema, uri)
+    if kind == "jsonl":
+        check(schema := merge_inferred(schemas))
+    return Corpus(
+        shards=tuple(shards),
+        schema=schema,
+        text_column=text_column,
+        role=role,
+        _readers=tuple(readers),
+    )
+
+
+def _find(source: str, role: str) -> tuple[str, list[str], list[Reader]]:
+    """The one format of a source, and the uri and the reader of each of its shards."""
+    hub = load_name(source, role) if is_name(source) else load_folder(source, role)
+    if hub is not None:
+        return "hub", [hub.uri], [hub]
+    files = locate(source, role)
+    kind = files[0].format
+    if any(file.format != kind for file in files):
+        raise InvalidInput(
+            f"The {role} in {display_uri(source)} mixes Parquet and JSONL shards.",
+            "Give a folder or a glob with shards of one format.",
+        )
+    build: Callable[[Located], Reader] = ParquetReader if kind == "parquet" else JsonlReader
+    return kind, [file.uri for file in files], [build(file) for file in files]
+
+
+def _probes(
+    readers: Sequence[Reader], text_column: str, threads: int
+) -> Generator[Probe, None, None]:
+    """Look at all shards, some together, in order; closing it early drops those not begun."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(lambda reader: reader.probe(text_column), readers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _shard(shard_id: int, uri: str, kind: str, probe: Probe) -> Shard:
+    return Shard(
+        shard_id=shard_id,
+        uri=uri,
+        format=kind,
+        bytes=probe.size,
+        rows=probe.rows,
+        text_bytes=probe.text_bytes,
+        fingerprint=probe.fingerprint,
+    )

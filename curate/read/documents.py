@@ -1,0 +1,78 @@
+"""Tokenized documents in memory: flat arrays, one slice per document.
+
+The unit that moves between reading, training, scoring and selecting. Flat arrays instead of one
+object per document keep a block cheap to slice, concatenate and hand to the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """N tokenized documents.
+
+    Attributes:
+        ids: document ids, int64 [N].
+        bytes: UTF-8 bytes of each text, int64 [N].
+        offsets: token offsets, int64 [N + 1]; document i is input_ids[offsets[i]:offsets[i + 1]].
+        input_ids: all token ids, integers [offsets[-1]].
+    """
+
+    ids: Int64
+    bytes: Int64
+    offsets: Int64
+    input_ids: npt.NDArray[np.integer]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Int64:
+        """Tokens of each document, int64 [N]."""
+        return np.diff(self.offsets)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents together."""
+        return int(self.offsets[-1])
+
+    def take(self, positions: npt.NDArray[np.integer]) -> Documents:
+        """The documents at `positions`, in that order."""
+        lengths = self.lengths[positions]
+        offsets = offsets_from_lengths(lengths)
+        starts = np.repeat(self.offsets[positions] - offsets[:-1], lengths)
+        return Documents(
+            self.ids[positions],
+            self.bytes[positions],
+            offsets,
+            self.input_ids[starts + np.arange(offsets[-1])],
+        )
+
+
+def offsets_from_lengths(lengths: npt.NDArray[np.integer]) -> Int64:
+    """Running offsets of consecutive slices, int64 [N + 1], starting at 0."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def concatenate(parts: Sequence[Documents]) -> Documents:
+    """All documents of `parts`, one after another."""
+    if not parts:
+        empty = np.zeros(0, dtype=np.int64)
+        return Documents(empty, empty, np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint16))
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Documents(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.bytes for part in parts]),
+        offsets_from_lengths(lengths),
+        np.concatenate([part.input_ids for part in parts]),
+    )

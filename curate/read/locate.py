@@ -1,0 +1,244 @@
+"""Find the shard files behind what the user typed, and show them without their credentials.
+
+A source is a file, a folder, a glob, or any of these as an fsspec URL. `locate` turns it into
+`Located` files in the sorted order of their uri. Two forms of an address are kept apart on purpose:
+the path that opens a file, which may carry a login or a signed query, and the uri that manifests,
+logs and errors show, which never does (`display_uri`). Symbolic links to files are followed, links
+to folders inside a folder are not, as fsspec does it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
+
+import fsspec
+import fsspec.core
+from fsspec.implementations.local import LocalFileSystem
+
+from curate.errors import InvalidInput
+
+EDGE_BYTES = 64 * 1024
+"""Bytes read from each end of a file for its fingerprint."""
+
+_FORMATS = {
+    ".parquet": ("parquet", None),
+    ".jsonl": ("jsonl", None),
+    ".ndjson": ("jsonl", None),
+    ".jsonl.gz": ("jsonl", "gzip"),
+    ".ndjson.gz": ("jsonl", "gzip"),
+    ".jsonl.zst": ("jsonl", "zstd"),
+    ".ndjson.zst": ("jsonl", "zstd"),
+}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_BUFFERED = frozenset({"s3", "s3a", "gs", "gcs", "http", "https", "abfs", "abfss", "az", "hf"})
+_AZURE = frozenset({"abfs", "abfss", "wasb", "wasbs"})
+_UNREACHABLE = (FileNotFoundError, PermissionError, TimeoutError, ConnectionError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """One shard file: how to open it (`fs`, `path`) and how to show it (`uri`)."""
+
+    fs: Any
+    path: str
+    uri: str
+    format: str
+    codec: str | None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `path` can be opened without fsspec."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def open(self, *, ranged: bool) -> BinaryIO:
+        """Open for reading; `ranged` fetches exactly the bytes asked for, with no read-ahead."""
+        protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
+        options = {"cache_type": "none"} if ranged and protocol in _BUFFERED else {}
+        return cast(BinaryIO, self.fs.open(self.path, "rb", **options))
+
+
+def locate(source: str, role: str) -> list[Located]:
+    """Return the shard files of `source`, sorted by uri; they may be of several formats.
+
+    Raises:
+        InvalidInput: the path is not there, holds no shards, or its storage cannot be reached.
+    """
+    fs, path = connect(source, role)
+    try:
+        names = _names(fs, path)
+    except FileNotFoundError:
+        raise missing_path(source, role) from None
+    except Exception as error:  # every storage backend has exceptions of its own
+        raise InvalidInput(
+            f"The {role} path {display_uri(source)} cannot be read ({short_reason(error)}).",
+            "Check the address and your access to it.",
+        ) from None
+    files = [file for name in names if (file := _located(fs, name)) is not None]
+    if not files:
+        raise InvalidInput(
+            f"No shards were found for the {role} in {display_uri(source)}.",
+            "Give a path with .parquet, .jsonl, .jsonl.gz or .jsonl.zst files in it.",
+        )
+    return sorted(files, key=lambda file: file.uri)
+
+
+def connect(source: str, role: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem of `source` and the path in it; local paths become absolute.
+
+    Raises:
+        InvalidInput: the protocol is unknown, or its package is not installed.
+    """
+    url, options = _split_s3_login(source)
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(source.rsplit("::", maxsplit=1)[-1].partition("://")[0])
+        remedy = f"Run: pip install 'curate[{extra}]'." if extra else f"{str(error).rstrip('.')}."
+        raise InvalidInput(
+            f"The {role} {display_uri(source)} needs a storage package that is not installed.",
+            remedy,
+        ) from None
+    except ValueError as error:
+        raise InvalidInput(
+            f"The {role} address {display_uri(source)} is not usable ({short_reason(error)}).",
+            "Give a local path or a URL that fsspec knows, such as s3://bucket/folder.",
+        ) from None
+    return fs, _absolute(path) if isinstance(fs, LocalFileSystem) else str(path)
+
+
+def missing_path(source: str, role: str) -> InvalidInput:
+    """The error for a source that is not there."""
+    return InvalidInput(
+        f"The {role} path does not exist: {display_uri(source)}.",
+        "Check the spelling, or give a Parquet or JSONL file, a folder, a glob, a URL or hf:NAME.",
+    )
+
+
+def display_uri(url: str) -> str:
+    """Return `url` without user name, password and query; local paths come back unchanged.
+
+    A raw slash in a password (common in S3 secrets) is understood. In URLs other than http(s) a
+    `?` starts a query only when a `=` follows, since it may be a glob character.
+    """
+    if "://" not in url:
+        return url
+    return "::".join(_strip_secrets(part) for part in url.split("::"))
+
+
+def short_reason(error: BaseException) -> str:
+    """The first sentence of an error of another library, bounded in length, free of credentials."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    clean = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda m: display_uri(m[0]), lines[0])
+    sentence = clean.split(". ")[0].strip().rstrip(".")
+    return sentence if len(sentence) <= 160 else f"{sentence[:157]}..."
+
+
+def shard_error(file: Located, error: BaseException, kind: str) -> InvalidInput:
+    """The error for a shard that is out of reach, or is not a readable file of `kind`."""
+    if isinstance(error, _UNREACHABLE):
+        return InvalidInput(
+            f"Shard {file.uri} cannot be opened ({short_reason(error)}).",
+            "Check that it is there and that you may read it.",
+        )
+    return InvalidInput(
+        f"Shard {file.uri} is not a readable {kind} file ({short_reason(error)}).",
+        "Repair or remove the shard.",
+    )
+
+
+def measure(stream: BinaryIO) -> tuple[int, str]:
+    """Return (size in bytes, fingerprint): sha256 hex over the size and both ends of the file."""
+    size = stream.seek(0, 2)
+    digest = hashlib.sha256(str(size).encode())
+    for start in (0, max(0, size - EDGE_BYTES)):
+        stream.seek(start)
+        digest.update(stream.read(EDGE_BYTES))
+    stream.seek(0)
+    return size, digest.hexdigest()
+
+
+def _names(fs: Any, path: str) -> list[str]:
+    """Paths of all visible files under a file, folder or glob."""
+    try:
+        info = fs.info(path)
+    except FileNotFoundError:
+        if not re.search(r"[*?\[]", display_uri(path)):
+            raise
+        return _glob(fs, path)
+    return _visible(fs.find(path), path) if _is_folder(fs, path, info) else [path]
+
+
+def _glob(fs: Any, pattern: str) -> list[str]:
+    """Files that match, and the files in the folders that match."""
+    names: set[str] = set()
+    for name, info in fs.glob(pattern, detail=True).items():
+        names.update(fs.find(name) if _is_folder(fs, name, info) else [name])
+    return _visible(names, re.split(r"[*?\[]", pattern)[0].rpartition("/")[0])
+
+
+def _is_folder(fs: Any, path: str, info: dict[str, Any]) -> bool:
+    """Whether a listed name is a folder or a link to one; http has no folders but by a slash."""
+    kind = info["type"]
+    return kind == "directory" or path.endswith("/") or (kind != "file" and bool(fs.isdir(path)))
+
+
+def _visible(names: Iterable[str], root: str) -> list[str]:
+    """Names without those that have a part below `root` starting with a dot or an underscore."""
+    below = {name: PurePosixPath(name.removeprefix(root)).parts for name in names}
+    return [name for name, parts in below.items() if not any(p[0] in "._" for p in parts)]
+
+
+def _located(fs: Any, path: str) -> Located | None:
+    """The shard at `path`, or None where its name has no known ending."""
+    uri = path if isinstance(fs, LocalFileSystem) else display_uri(str(fs.unstrip_protocol(path)))
+    for suffix, (kind, codec) in _FORMATS.items():
+        if uri.lower().endswith(suffix):
+            return Located(fs=fs, path=path, uri=uri, format=kind, codec=codec)
+    return None
+
+
+def _absolute(path: str) -> str:
+    """An absolute path with `..` resolved; links after the last `..` keep their names."""
+    parts = Path(path).expanduser().absolute().parts
+    ups = [index for index, part in enumerate(parts) if part == ".."]
+    cut = ups[-1] + 1 if ups else 0
+    return str(Path(*parts[:cut]).resolve().joinpath(*parts[cut:]) if cut else Path(*parts))
+
+
+def _login_end(rest: str) -> int:
+    """Length of the `user:password@` that starts `rest` (a URL after `://`), else 0."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        return authority.rindex("@") + 1
+    _, colon, port = authority.rpartition(":")
+    return rest.find("@") + 1 if colon and not port.isdigit() else 0
+
+
+def _strip_secrets(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme in {"file", "local"}:
+        return url
+    end = _login_end(rest)
+    if scheme not in _AZURE or ":" in rest[:end]:  # abfs://container@account is not a login
+        rest = rest[end:]
+    if scheme in {"http", "https"}:
+        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    elif scheme != "memory":
+        rest = re.sub(r"\?[^?]*=.*$", "", rest, flags=re.DOTALL)
+    return f"{scheme}://{rest}"
+
+
+def _split_s3_login(url: str) -> tuple[str, dict[str, str]]:
+    """Move a login in an S3 URL into the options s3fs takes, as s3fs does not read it itself."""
+    scheme, _, rest = url.partition("://")
+    end = _login_end(rest)
+    if scheme not in {"s3", "s3a"} or not end:
+        return url, {}
+    key, _, secret = rest[: end - 1].partition(":")
+    return f"{scheme}://{rest[end:]}", {"key": unquote(key), "secret": unquote(secret)}

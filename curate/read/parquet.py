@@ -1,0 +1,85 @@
+"""Read one Parquet shard: its footer for the checks, then its rows, one row group at a time.
+
+The footer alone gives the schema, the row count and the size of the text column. Rows are decoded
+batch by batch through a small buffer per column, so neither the file nor a row group is held. On
+remote storage the selected columns of one row group are fetched ahead in few large requests, and
+one row group (compressed) is then the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.read.locate import Located, measure, shard_error
+from curate.read.schema import Probe, conform
+
+BUFFER_BYTES = 1 << 20
+"""Read buffer per column chunk of a local file."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetReader:
+    """Reads the shard at `file`; holds nothing open between calls."""
+
+    file: Located
+
+    def probe(self, text_column: str) -> Probe:
+        """Read the footer and both ends of the file.
+
+        Raises:
+            InvalidInput: the shard is out of reach or its footer is unreadable.
+        """
+        try:
+            with self.file.open(ranged=True) as stream:
+                size, fingerprint = measure(stream)
+                footer = pq.ParquetFile(stream)
+                return Probe(
+                    schema=footer.schema_arrow,
+                    size=size,
+                    rows=footer.metadata.num_rows,
+                    text_bytes=_column_bytes(footer.metadata, text_column),
+                    fingerprint=fingerprint,
+                )
+        except Exception as error:  # every storage backend has exceptions of its own
+            raise shard_error(self.file, error, "Parquet") from None
+
+    def read(
+        self, schema: pa.Schema, wanted: pa.Schema, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in order as batches of `wanted`, at most `batch_rows` rows each.
+
+        `schema` is the corpus schema, of which `wanted` is a part.
+
+        Raises:
+            InvalidInput: the data of the shard is damaged or out of reach.
+        """
+        columns = None if wanted.names == schema.names else wanted.names
+        try:
+            with self._open() as reader:
+                for group in range(reader.num_row_groups):
+                    for batch in reader.iter_batches(batch_rows, [group], columns):
+                        if batch.num_rows:
+                            yield conform(batch, wanted)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise shard_error(self.file, error, "Parquet") from None
+
+    def _open(self) -> Any:
+        if self.file.is_local:
+            return pq.ParquetFile(self.file.path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        stream = pa.PythonFile(self.file.open(ranged=True), mode="r")
+        return pq.ParquetFile(stream, pre_buffer=True)
+
+
+def _column_bytes(metadata: Any, name: str) -> int:
+    """Uncompressed bytes of the chunks of a flat column in all row groups; 0 where absent."""
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    if name not in paths:
+        return 0
+    index = paths.index(name)
+    groups = range(metadata.num_row_groups)
+    return sum(metadata.row_group(g).column(index).total_uncompressed_size for g in groups)

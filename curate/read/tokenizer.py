@@ -1,0 +1,140 @@
+"""Text to token ids: a byte-level BPE trained on the pool, or a pretrained model's own tokenizer.
+
+Documents are encoded without special tokens, and special tokens spelt out inside a document are
+encoded as plain text, so no document can end another. `prefix_id`, the model's document separator,
+is put in front by `read.windows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import tokenizers
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from curate.errors import InvalidInput
+from curate.noise import make_key, shuffled_order, uniform
+from curate.read.corpus import Corpus, Shard
+from curate.records import make_document_id
+
+SEPARATOR = "<|endoftext|>"
+_SAMPLE_SPREAD = 4
+_LONGEST_SAMPLE_TEXT = 100_000
+
+
+class TextTokenizer:
+    """A fast tokenizer and the id of its document separator."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Wrap a transformers tokenizer.
+
+        Raises:
+            InvalidInput: it has no fast backend, or no token that could separate documents.
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        prefix = tokenizer.bos_token_id
+        prefix = tokenizer.eos_token_id if prefix is None else prefix
+        if backend is None or prefix is None:
+            lacking = "fast tokenizer" if backend is None else "bos or eos token"
+            raise InvalidInput(
+                f"The tokenizer of {tokenizer.name_or_path} has no {lacking}.",
+                "Choose a model with a tokenizer.json that names a bos or eos token.",
+            )
+        self._tokenizer = tokenizer
+        self._backend: tokenizers.Tokenizer = backend
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.prefix_id = int(prefix)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids lie in [0, vocabulary_size)."""
+        return len(self._tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
+        """Token ids of each text, without special tokens."""
+        kind = np.uint16 if self.vocabulary_size <= 1 << 16 else np.int32
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=kind) for encoding in encodings]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it."""
+        self._tokenizer.save_pretrained(str(folder))
+
+
+def load_tokenizer(source: str) -> TextTokenizer:
+    """The tokenizer in a folder, or of a Hub id; never runs code of the model's repository."""
+    loaded = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return TextTokenizer(loaded)
+
+
+def train_tokenizer(texts: Iterator[str], vocabulary_size: int) -> TextTokenizer:
+    """Train a byte-level BPE; equal texts in equal order give an equal tokenizer."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=2,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    wrap: Any = transformers.PreTrainedTokenizerFast
+    wrapped = wrap(
+        tokenizer_object=backend, bos_token=SEPARATOR, eos_token=SEPARATOR, pad_token=SEPARATOR
+    )
+    return TextTokenizer(wrapped)
+
+
+def sample_texts(corpus: Corpus, seed: int, sample_bytes: int) -> Iterator[str]:
+    """A random sample of the pool's texts of about `sample_bytes` UTF-8 bytes.
+
+    Reads whole shards in random order until they hold four times the sample, and thins them, so
+    that the cost is bounded by the sample and one shard, not by the pool.
+    """
+    shards = _spread_shards(corpus.shards, seed, sample_bytes)
+    available = max(1, sum(shard.text_bytes for shard in shards))
+    key = make_key(seed, "tokenizer sample")
+    for shard in shards:
+        for first_row, batch in corpus.iter_batches(shard, columns=[corpus.text_column]):
+            ids = make_document_id(shard.shard_id, 0) + first_row + np.arange(batch.num_rows)
+            chosen = np.flatnonzero(uniform(key, ids) * available < sample_bytes)
+            for text in text_values(batch.column(corpus.text_column).take(pa.array(chosen))):
+                yield text[:_LONGEST_SAMPLE_TEXT]
+
+
+def text_values(column: pa.Array) -> list[str]:
+    """Python strings of a text column of any string type; null becomes the empty string."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return [text or "" for text in column.to_pylist()]
+
+
+def text_bytes(column: pa.Array) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes of each text, int64; 0 for null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    lengths = pc.fill_null(pc.binary_length(column.cast(pa.large_string())), 0)
+    return np.asarray(lengths.cast(pa.int64()).to_numpy(zero_copy_only=False))
+
+
+def _spread_shards(shards: Sequence[Shard], seed: int, sample_bytes: int) -> list[Shard]:
+    order = shuffled_order(make_key(seed, "tokenizer shards"), [s.shard_id for s in shards])
+    chosen: list[Shard] = []
+    held = 0
+    for position in order:
+        if held >= _SAMPLE_SPREAD * sample_bytes:
+            break
+        chosen.append(shards[position])
+        held += shards[position].text_bytes
+    return sorted(chosen, key=lambda shard: shard.shard_id)

@@ -1,0 +1,127 @@
+"""Rolling windows: how a document of any length passes through a model of fixed length.
+
+A document of n tokens is read as the sequence [prefix, t_0, ..., t_{n-1}], the prefix being the
+model's document separator, so that every token, the first included, is predicted exactly once.
+A window reads inputs [start, stop) of that sequence and predicts the token after each. Windows
+after the first re-read `overlap` inputs as context and are scored only on what is new.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from curate.read.documents import Documents
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """M windows over N documents, in document order.
+
+    Attributes:
+        document: position of the document each window belongs to, int64 [M].
+        start: first input read, int64 [M]; input 0 is the prefix.
+        scored: first input whose prediction counts, int64 [M]; start <= scored < stop.
+        stop: one past the last input read, int64 [M].
+    """
+
+    document: Int64
+    start: Int64
+    scored: Int64
+    stop: Int64
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @property
+    def lengths(self) -> Int64:
+        """Inputs read by each window, int64 [M]."""
+        return self.stop - self.start
+
+    def take(self, positions: npt.NDArray[np.integer]) -> Windows:
+        """The windows at `positions`, in that order."""
+        return Windows(
+            self.document[positions],
+            self.start[positions],
+            self.scored[positions],
+            self.stop[positions],
+        )
+
+
+def rolling_windows(lengths: npt.NDArray[np.integer], window: int, overlap: int) -> Windows:
+    """Windows of at most `window` inputs over documents of the given token lengths.
+
+    Args:
+        lengths: tokens of each document, [N]; documents without tokens get no window.
+        window: inputs a model reads at once.
+        overlap: inputs of context that each later window re-reads; 1 <= overlap < window.
+
+    Every token of every document is predicted (counted) in exactly one window.
+    """
+    stride = window - overlap
+    rest = np.maximum(np.asarray(lengths, dtype=np.int64) - window, 0)
+    counts = np.where(np.asarray(lengths) > 0, 1 + -(-rest // stride), 0).astype(np.int64)
+    document = np.repeat(np.arange(len(counts)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    start = (np.arange(len(document)) - first) * stride
+    scored = np.where(start == 0, 0, start + overlap)
+    stop = np.minimum(start + window, np.asarray(lengths, dtype=np.int64)[document])
+    return Windows(document, start, scored, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A padded batch of windows, right-padded: under causal attention no mask is needed.
+
+    Attributes:
+        windows: position of each row's window in its `Windows`, int64 [B].
+        inputs: token ids, int64 [B, L].
+        labels: the token after each input, int64 [B, L]; -100 where it does not count.
+    """
+
+    windows: Int64
+    inputs: Int64
+    labels: Int64
+
+
+def make_batches(
+    documents: Documents,
+    windows: Windows,
+    *,
+    prefix_id: int,
+    microbatch_tokens: int,
+    multiple: int = 32,
+) -> list[Batch]:
+    """Group windows of like length into padded batches of at most `microbatch_tokens` cells.
+
+    Rows are padded to a multiple of `multiple` inputs, so that few distinct shapes occur. Which
+    windows share a batch is a matter of speed only: no number depends on it beyond rounding.
+    """
+    order = np.argsort(-windows.lengths, kind="stable")
+    padded = -(-windows.lengths[order] // multiple) * multiple
+    batches = []
+    first = 0
+    while first < len(order):
+        width = int(padded[first])
+        rows = max(1, microbatch_tokens // width)
+        chosen = order[first : first + rows]
+        batches.append(_fill(documents, windows, chosen, width, prefix_id))
+        first += rows
+    return batches
+
+
+def _fill(documents: Documents, windows: Windows, rows: Int64, width: int, prefix_id: int) -> Batch:
+    inputs = np.full((len(rows), width), prefix_id, dtype=np.int64)
+    labels = np.full((len(rows), width), -100, dtype=np.int64)
+    for line, window in enumerate(rows):
+        base = documents.offsets[windows.document[window]]
+        start, scored, stop = windows.start[window], windows.scored[window], windows.stop[window]
+        read_from = max(start, 1)
+        text = documents.input_ids[base + read_from - 1 : base + stop]
+        inputs[line, read_from - start : stop - start] = text[:-1]
+        labels[line, scored - start : stop - start] = text[len(text) - (stop - scored) :]
+    return Batch(np.asarray(rows, dtype=np.int64), inputs, labels)

@@ -1,0 +1,26 @@
+"""The penalized excess loss: what one more token of a document is worth to the target.
+
+BLADE equation for the outer gradient: dP/da_i is proportional to lambda n_i [l_i(w) - l_i(u)].
+Descending on P raises a_i where l_i(u) - l_i(w) is large: higher score means keep.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+
+
+def excess_loss(control_losses: Float64, reference_losses: Float64) -> Float64:
+    """l_i(u) - l_i(w), nats per token, [N]; higher means keep."""
+    return control_losses - reference_losses
+
+
+def penalized_score(excess: Float64, lambda_: float) -> Float64:
+    """s_i = lambda x excess loss, [N]; higher means keep.
+
+    At lambda = 0 the penalized problem's direction is the limit of s_i / lambda, so the factor is
+    taken as 1 there. Within one round the factor changes no order.
+    """
+    return excess * (lambda_ if lambda_ > 0 else 1.0)

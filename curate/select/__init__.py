@@ -1,0 +1,1 @@
+"""From scores to decisions, and from decisions to the final weights."""

@@ -1,0 +1,162 @@
+"""From the pool's tokens and the model's size to warm-up, T, K, rounds and lambda per round.
+
+What the user leaves open follows from two habits of the paper (5,000 steps, T = 1,000, K = 300):
+T : K = 10 : 3, and several syncs over the run. A small pool gives fewer steps than that, so T is
+at most a third of a pass and at most 1,000 steps. A model from scratch is warmed up towards 20
+tokens per parameter but on no more than a third of the pool; pretrained weights need only settle
+in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from curate.config.schema import BladeConfig, Config
+from curate.select.methods.base import Schedule
+from curate.train.model import ModelShape
+
+_TOKENS_PER_PARAMETER = 20
+_LONGEST_SYNC_INTERVAL = 1000
+_ROUNDS_PER_PASS = 3
+_PRETRAINED_WARMUP_BATCHES = 100
+
+
+def resolve_config(
+    config: Config, shape: ModelShape, *, pool_tokens: int, num_parameters: int
+) -> Config:
+    """The config with every derived value of the model, training and method filled in.
+
+    Args:
+        config: as the user gave it.
+        shape: what is known of the model before its weights are made.
+        pool_tokens: tokens of the whole pool.
+        num_parameters: of the proxy.
+    """
+    window = config.model.window or shape.window
+    model = dataclasses.replace(
+        config.model,
+        window=window,
+        window_overlap=config.model.window_overlap or max(1, window // 8),
+        vocabulary_size=config.model.vocabulary_size or shape.vocabulary_size,
+    )
+    train = dataclasses.replace(
+        config.train,
+        batch_tokens=config.train.batch_tokens or shape.batch_tokens,
+        learning_rate=config.train.learning_rate or shape.learning_rate,
+    )
+    config = dataclasses.replace(config, model=model, train=train)
+    blade = _resolve_blade(config, shape, pool_tokens, num_parameters)
+    return dataclasses.replace(config, blade=blade)
+
+
+def plan_schedule(config: Config, *, pool_tokens: int) -> Schedule:
+    """How the pool is drawn under a resolved config."""
+    if config.method != "blade":
+        return Schedule()
+    block_tokens = _block_tokens(config)
+    blocks = max(1, math.ceil(pool_tokens / block_tokens))
+    sync_every = int(config.blade.sync_every or 1)
+    return Schedule(
+        passes=int(config.blade.passes or 1),
+        rounds_per_pass=max(1, round(blocks / sync_every)),
+        blocks_per_round=sync_every,
+        block_tokens=block_tokens,
+        rescore=config.blade.final == "rescore",
+    )
+
+
+def expected_tokens(config: Config, schedule: Schedule, pool_tokens: int) -> int:
+    """Tokens that a run will train on and score, estimated for its progress bar."""
+    if config.method != "blade":
+        return pool_tokens
+    blade, batch = config.blade, int(config.train.batch_tokens or 0)
+    blocks = math.ceil(pool_tokens / schedule.block_tokens)
+    syncs = schedule.rounds + schedule.rescore
+    steps_away = syncs * int(blade.reference_steps or 0)
+    train = int(blade.warmup_tokens or 0) + (schedule.passes * blocks + steps_away) * batch
+    score = (schedule.passes + schedule.rescore) * pool_tokens
+    if max(blade.lambda_, blade.lambda_end or 0.0) > 0:
+        copies = 2 if blade.control == "lookahead" else 1
+        train += copies * steps_away * batch
+        score += round(steps_away * batch / config.keep)
+    return train + score
+
+
+def describe_schedule(
+    config: Config, schedule: Schedule, pool_tokens: int, num_parameters: int
+) -> str:
+    """The resolved schedule in a few lines, for people."""
+    lines = [
+        f"pool {pool_tokens:,} tokens, keep {config.keep:g} = {config.keep * pool_tokens:,.0f}, "
+        f"method {config.method}, seed {config.seed}"
+    ]
+    if config.method == "blade":
+        blade = config.blade
+        passes = "pass" if schedule.passes == 1 else "passes"
+        lines += [
+            f"model {config.model.name}, {num_parameters / 1e6:.1f} M parameters, window "
+            f"{config.model.window}, batch {config.train.batch_tokens:,} tokens, learning rate "
+            f"{config.train.learning_rate:g}",
+            f"warm-up {blade.warmup_tokens:,} tokens; {schedule.passes} {passes} x "
+            f"{schedule.rounds_per_pass} rounds; T = {blade.sync_every} proxy steps, "
+            f"K = {blade.reference_steps} reference steps; lambda {blade.lambda_:g} "
+            f"({blade.lambda_schedule}), control {blade.control}, proxy trains on "
+            f"{blade.train_on}",
+        ]
+    return "\n".join(lines)
+
+
+def lambda_at(config: BladeConfig, round_index: int, rounds: int) -> float:
+    """Lambda of the sync that begins round `round_index` of `rounds`."""
+    if config.lambda_schedule == "constant" or config.lambda_end is None:
+        return config.lambda_
+    done = min(1.0, round_index / max(1, rounds - 1))
+    if config.lambda_schedule == "linear":
+        return config.lambda_ + (config.lambda_end - config.lambda_) * done
+    return float(config.lambda_ * (config.lambda_end / config.lambda_) ** done)
+
+
+def visit_coefficients(average: str, visits: int) -> list[float]:
+    """Weight of each visit's decision in the Frank-Wolfe average; they sum to 1.
+
+    a <- (1 - gamma_e) a + gamma_e a(e) with gamma_e = 1 (last), 1 / (e + 1) (uniform) or
+    2 / (e + 2) (linear), e = 0 for a document's first visit (Jaggi, ICML 2013, Algorithm 1).
+    """
+    gammas = [
+        {"last": 1.0, "uniform": 1 / (e + 1), "linear": 2 / (e + 2)}[average] for e in range(visits)
+    ]
+    coefficients: list[float] = []
+    for gamma in gammas:
+        coefficients = [(1 - gamma) * one for one in coefficients] + [gamma]
+    return coefficients
+
+
+def _block_tokens(config: Config) -> int:
+    """Candidates drawn for one proxy step, so that its batch has `batch_tokens` tokens."""
+    batch = int(config.train.batch_tokens or 1)
+    share = config.blade.mixture_kept_share if config.blade.train_on == "mixture" else 1.0
+    return max(batch, round(batch * share / config.keep))
+
+
+def _resolve_blade(
+    config: Config, shape: ModelShape, pool_tokens: int, num_parameters: int
+) -> BladeConfig:
+    blade = config.blade
+    batch = int(config.train.batch_tokens or 1)
+    if shape.llama is None:
+        warmup = min(pool_tokens // 20, _PRETRAINED_WARMUP_BATCHES * batch)
+    else:
+        warmup = min(pool_tokens // 3, _TOKENS_PER_PARAMETER * num_parameters)
+    blocks = max(1, math.ceil(pool_tokens / _block_tokens(config)))
+    sync_every = blade.sync_every or min(
+        _LONGEST_SYNC_INTERVAL, math.ceil(blocks / _ROUNDS_PER_PASS)
+    )
+    return dataclasses.replace(
+        blade,
+        warmup_tokens=warmup if blade.warmup_tokens is None else blade.warmup_tokens,
+        sync_every=sync_every,
+        reference_steps=blade.reference_steps or math.ceil(0.3 * sync_every),
+        reference_learning_rate=blade.reference_learning_rate or config.train.learning_rate,
+        passes=blade.passes or 1,
+    )

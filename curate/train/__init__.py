@@ -1,0 +1,1 @@
+"""The language models and every optimizer step taken on them."""

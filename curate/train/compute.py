@@ -1,0 +1,70 @@
+"""Where the models run: device, precision and threads, resolved once at the top of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from curate.config.schema import ComputeConfig
+from curate.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Resolved device and precision.
+
+    Attributes:
+        device: where parameters and activations live.
+        dtype: precision of matrix products; parameters and optimizer state stay float32.
+        microbatch_tokens: padded tokens in one forward pass.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    microbatch_tokens: int
+
+    def autocast(self) -> torch.autocast:
+        """A context in which matrix products run in `dtype`."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+
+
+def resolve_compute(config: ComputeConfig) -> Compute:
+    """Choose device and precision.
+
+    Raises:
+        InvalidInput: the device is unknown or not on this machine.
+    """
+    device = _resolve_device(config.device)
+    if config.dtype == "auto":
+        dtype = torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+    else:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    return Compute(device, dtype, config.microbatch_tokens)
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(
+            f"compute.device must be auto, cpu, cuda or cuda:N, but is {name}.",
+            "Set --device to one of them.",
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidInput(
+            f"There is no device {name} on this machine.", "Use --device cpu or --device auto."
+        )
+    return device
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

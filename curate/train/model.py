@@ -1,0 +1,243 @@
+"""The language models: Llama shapes from scratch, or any pretrained causal model.
+
+`LanguageModel` is the one view of a network that training and scoring share: token ids in, the loss
+of each counted token out. The full table of logits (tokens x vocabulary) is the largest tensor of a
+small model, so the output head is applied only at counted positions and a chunk at a time. That is
+right only for models whose logits are exactly `head(decoder(inputs))`; others (soft-capped or
+scaled logits) are recognized by a comparison at load and take the plain path.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from curate.errors import InvalidInput
+from curate.read.windows import Batch
+from curate.train.compute import Compute
+
+_CHUNK_LOGITS = 1 << 24
+_LONGEST_PRETRAINED_WINDOW = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What is known of a model before its weights are made: sizes and training defaults."""
+
+    window: int
+    longest_window: int
+    vocabulary_size: int | None
+    batch_tokens: int
+    learning_rate: float
+    llama: dict[str, int] | None = None
+
+
+PRESETS: dict[str, ModelShape] = {
+    "tiny": ModelShape(
+        window=512,
+        longest_window=1 << 16,
+        vocabulary_size=4096,
+        batch_tokens=4096,
+        learning_rate=2e-3,
+        llama={"hidden": 192, "layers": 4, "heads": 6, "intermediate": 512},
+    ),
+    "small": ModelShape(
+        window=1024,
+        longest_window=1 << 16,
+        vocabulary_size=16384,
+        batch_tokens=16384,
+        learning_rate=1e-3,
+        llama={"hidden": 512, "layers": 7, "heads": 8, "intermediate": 1408},
+    ),
+    "base": ModelShape(
+        window=2048,
+        longest_window=1 << 16,
+        vocabulary_size=32768,
+        batch_tokens=65536,
+        learning_rate=6e-4,
+        llama={"hidden": 768, "layers": 12, "heads": 12, "intermediate": 2560},
+    ),
+}
+
+
+def find_shape(name: str) -> ModelShape:
+    """The shape of a preset, or of a pretrained model whose config can be read.
+
+    Raises:
+        InvalidInput: `name` is no preset and no causal language model that can be loaded.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        raise _unknown_model(name) from None
+    longest = getattr(config, "max_position_embeddings", None) or _LONGEST_PRETRAINED_WINDOW
+    return ModelShape(
+        window=min(longest, _LONGEST_PRETRAINED_WINDOW),
+        longest_window=longest,
+        vocabulary_size=None,
+        batch_tokens=32768,
+        learning_rate=2e-5,
+    )
+
+
+def build_network(
+    shape: ModelShape, vocabulary_size: int, separator_id: int, seed: int
+) -> nn.Module:
+    """A Llama network with random weights that follow from `seed` alone."""
+    if shape.llama is None:
+        raise ValueError("only presets are built from scratch")
+    config: Any = transformers.LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=shape.llama["hidden"],
+        num_hidden_layers=shape.llama["layers"],
+        num_attention_heads=shape.llama["heads"],
+        num_key_value_heads=shape.llama["heads"],
+        intermediate_size=shape.llama["intermediate"],
+        max_position_embeddings=shape.longest_window,
+        tie_word_embeddings=True,
+        bos_token_id=separator_id,
+        eos_token_id=separator_id,
+    )
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transformers.LlamaForCausalLM(config)
+
+
+def count_parameters(name: str, shape: ModelShape, vocabulary_size: int) -> int:
+    """Distinct parameters of a model, without making its weights."""
+    with torch.device("meta"):
+        if shape.llama is None:
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+            build: Any = transformers.AutoModelForCausalLM.from_config
+            network = build(config)
+        else:
+            network = build_network(shape, vocabulary_size, separator_id=0, seed=0)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def load_network(name: str) -> nn.Module:
+    """Pretrained weights from safetensors, in float32; never runs the repository's own code.
+
+    Raises:
+        InvalidInput: the weights cannot be loaded that way.
+    """
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError):
+        raise _unknown_model(name) from None
+
+
+def _unknown_model(name: str) -> InvalidInput:
+    return InvalidInput(
+        f"There is no model {name}: it is not {', '.join(PRESETS)}, and no causal language model "
+        "with safetensors weights could be loaded from there.",
+        "Set --model to one of the presets, a model folder or a Hub id.",
+    )
+
+
+class LanguageModel:
+    """A causal network together with how documents pass through it.
+
+    Attributes:
+        network: a transformers causal language model, always in evaluation mode (no dropout).
+        window: inputs read at once.
+        overlap: inputs each later window of a long document re-reads as context.
+        prefix_id: the separator in front of each document.
+        compute: device and precision.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, window: int, overlap: int, prefix_id: int, compute: Compute
+    ) -> None:
+        self.network = network.to(compute.device).eval()
+        self.window, self.overlap, self.prefix_id = window, overlap, prefix_id
+        self.compute = compute
+        self._direct_head = _has_direct_head(network, prefix_id)
+
+    @property
+    def num_parameters(self) -> int:
+        """Distinct parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def frozen_copy(self) -> LanguageModel:
+        """An independent copy without gradients."""
+        twin = copy.copy(self)
+        twin.network = copy.deepcopy(self.network).requires_grad_(False)
+        return twin
+
+    def trainable_copy(self) -> LanguageModel:
+        """An independent copy that can be trained."""
+        twin = self.frozen_copy()
+        twin.network.requires_grad_(True)
+        return twin
+
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of each counted token.
+
+        Returns:
+            losses: float32 [M], nats, row by row of the batch.
+            rows: int64 [M], the batch row each belongs to.
+        """
+        device = self.compute.device
+        inputs = torch.from_numpy(batch.inputs).to(device)
+        labels = torch.from_numpy(batch.labels).to(device)
+        counted = labels != -100
+        targets = labels[counted]
+        with self.compute.autocast():
+            losses = list(self._chunk_losses(inputs, counted, targets))
+        return torch.cat(losses), counted.nonzero()[:, 0]
+
+    def _chunk_losses(self, inputs: Tensor, counted: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        if not self._direct_head:
+            logits = self.network(input_ids=inputs, use_cache=False).logits
+            yield _cross_entropy(logits[counted], targets)
+            return
+        decoder, head = _parts(self.network)
+        hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state[counted]
+        rows = max(1, _CHUNK_LOGITS // head.weight.shape[0])
+        many = torch.is_grad_enabled() and len(targets) > 2 * rows
+        for piece, target in zip(
+            torch.split(hidden, rows), torch.split(targets, rows), strict=True
+        ):
+            if many:
+                yield checkpoint(_head_loss, head, piece, target, use_reentrant=False)
+            else:
+                yield _head_loss(head, piece, target)
+
+
+def _head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return _cross_entropy(head(hidden), targets)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    return network.get_decoder(), network.get_output_embeddings()  # type: ignore[operator]
+
+
+@torch.no_grad()
+def _has_direct_head(network: nn.Module, prefix_id: int) -> bool:
+    """Whether logits are exactly head(decoder(inputs)), tried on a few tokens."""
+    device = next(network.parameters()).device
+    inputs = torch.tensor([[prefix_id, 0, 1, 2]], device=device)
+    logits = network(input_ids=inputs, use_cache=False).logits
+    try:
+        decoder, head = _parts(network)
+        mine = head(decoder(input_ids=inputs, use_cache=False).last_hidden_state)
+    except (AttributeError, TypeError):
+        return False
+    return mine.shape == logits.shape and torch.allclose(mine, logits, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,142 @@
+"""Optimizer steps: AdamW on a weighted sum of mean token losses.
+
+A step's loss is sum over terms of weight x (mean loss per token of the term's documents). Terms are
+cut into microbatches whose gradients add up, so the step does not depend on how many fit in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from curate.config.schema import TrainConfig
+from curate.errors import NonFiniteLoss
+from curate.read.documents import Documents
+from curate.read.windows import make_batches, rolling_windows
+from curate.train.model import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term of a step's loss: `weight` x mean nats per token over `documents`."""
+
+    documents: Documents
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one optimizer step did; `loss` is the weighted sum, nats per token."""
+
+    step: int
+    model: str
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+
+
+class Optimizer:
+    """AdamW over one model, with its step counter.
+
+    Args:
+        model: the model that is trained in place.
+        name: what the log calls it (proxy, reference, lookahead).
+        config: moments, weight decay and gradient clip.
+        schedule: learning rate as a function of the 0-based step.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        name: str,
+        config: TrainConfig,
+        schedule: Callable[[int], float],
+    ) -> None:
+        self.model, self.name = model, name
+        self.schedule = schedule
+        self.steps = 0
+        self._clip = config.gradient_clip
+        self._adamw = torch.optim.AdamW(
+            _decay_groups(model, config.weight_decay),
+            lr=0.0,
+            betas=(config.beta1, config.beta2),
+            fused=True,
+        )
+
+    def step(self, terms: Sequence[Term], first_step: int = 0) -> StepRecord:
+        """Take one step on the weighted sum of the terms.
+
+        Args:
+            terms: what the loss is made of; terms without tokens count as 0.
+            first_step: added to the step number in the record.
+
+        Raises:
+            NonFiniteLoss: the loss or the gradient is NaN or infinite; parameters are unchanged.
+        """
+        started = time.monotonic()
+        rate = self.schedule(self.steps)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        loss = sum(self._accumulate(term) for term in terms)
+        parameters = list(self.model.network.parameters())
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._adamw.zero_grad()
+            raise NonFiniteLoss(
+                f"Step {self.steps} of the {self.name} model gave a loss of {loss:g} and a "
+                f"gradient norm of {norm:g}.",
+                "Lower train.learning_rate, or run with --set compute.dtype=float32.",
+            )
+        self._adamw.step()
+        self._adamw.zero_grad()
+        number = first_step + self.steps
+        self.steps += 1
+        tokens = sum(term.documents.num_tokens for term in terms)
+        speed = tokens / max(time.monotonic() - started, 1e-9)
+        return StepRecord(number, self.name, loss, rate, norm, speed)
+
+    def _accumulate(self, term: Term) -> float:
+        total = term.documents.num_tokens
+        if total == 0:
+            return 0.0
+        model = self.model
+        windows = rolling_windows(term.documents.lengths, model.window, model.overlap)
+        summed = 0.0
+        for batch in make_batches(
+            term.documents,
+            windows,
+            prefix_id=model.prefix_id,
+            microbatch_tokens=model.compute.microbatch_tokens,
+        ):
+            losses, _ = model.token_losses(batch)
+            loss = losses.sum() * (term.weight / total)
+            loss.backward()  # type: ignore[no-untyped-call]
+            summed += float(loss)
+        return summed
+
+    def state_dict(self) -> dict[str, object]:
+        """Moments and step counter, for a checkpoint."""
+        return {"adamw": self._adamw.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Inverse of `state_dict`."""
+        self._adamw.load_state_dict(state["adamw"])  # type: ignore[arg-type]
+        self.steps = int(state["steps"])  # type: ignore[call-overload]
+
+
+def ramp_then_constant(peak: float, ramp_steps: int) -> Callable[[int], float]:
+    """Learning rate that rises linearly over `ramp_steps` steps and then stays at `peak`."""
+    return lambda step: peak * min(1.0, (step + 1) / max(1, ramp_steps))
+
+
+def _decay_groups(model: LanguageModel, weight_decay: float) -> list[dict[str, object]]:
+    parameters = list(model.network.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]

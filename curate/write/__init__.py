@@ -1,0 +1,1 @@
+"""The files people take away: curated parts, dataset card, report, exports."""

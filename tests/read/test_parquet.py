@@ -1,0 +1,169 @@
+import datetime as dt
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curate.errors import InvalidInput
+from curate.read.corpus import open_corpus
+
+ROWS = 5
+BERLIN = pa.timestamp("us", "Europe/Berlin")
+WHEN = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
+COLUMNS = {
+    "dictionary": pa.array(["a", "b", "a", None, "b"]).dictionary_encode(),
+    "small_dictionary": pa.DictionaryArray.from_arrays(
+        pa.array([0, 1, 0, 1, None], pa.int8()), ["x", "y"], ordered=True
+    ),
+    "struct": pa.array([{"a": 1, "b": ["x"]}, None, {"a": None, "b": []}, {}, {"a": 2}]),
+    "list": pa.array([[1, None], None, [], [2], [3]], pa.list_(pa.int16())),
+    "large_list": pa.array([["a"], None, [], ["b"], ["c"]], pa.large_list(pa.string())),
+    "fixed_list": pa.array([[1, 2]] * ROWS, pa.list_(pa.float32(), 2)),
+    "map": pa.array([[("a", 1)], [], None, [("b", 2)], []], pa.map_(pa.string(), pa.int64())),
+    "decimal": pa.array([Decimal("1.25"), None] + [Decimal("-3.50")] * 3, pa.decimal128(7, 2)),
+    "wide_decimal": pa.array([Decimal("1.25")] * ROWS, pa.decimal256(60, 2)),
+    "zoned": pa.array([WHEN, None, WHEN, WHEN, WHEN], BERLIN),
+    "naive": pa.array([1, 2, None, 4, 5], pa.timestamp("ns")),
+    "date": pa.array([1, 2, None, 4, 5], pa.date32()),
+    "time": pa.array([1, 2, None, 4, 5], pa.time64("us")),
+    "duration": pa.array([1, 2, None, 4, 5], pa.duration("ms")),
+    "binary": pa.array([b"\x00\xff", None, b"", b"a", b"b"], pa.binary()),
+    "large_binary": pa.array([b"\x00\xff", None, b"", b"a", b"b"], pa.large_binary()),
+    "fixed_binary": pa.array([b"ab"] * ROWS, pa.binary(2)),
+    "string_view": pa.array(["a", None, "", "long enough to be out of line", "b"], "string_view"),
+    "null": pa.nulls(ROWS),
+    "bool": pa.array([True, False, None, True, False]),
+    "uint64": pa.array([2**64 - 1, 0, None, 1, 2], pa.uint64()),
+    "half": pa.array([1, 2, None, 3, 4], pa.float16()),
+}
+
+
+def rows_of(corpus, shard, **options):
+    pairs = list(corpus.iter_batches(shard, **options))
+    firsts = [first for first, _ in pairs]
+    sizes = [batch.num_rows for _, batch in pairs]
+    assert firsts == [sum(sizes[:i]) for i in range(len(sizes))]
+    return pa.Table.from_batches([batch for _, batch in pairs], corpus.schema)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_types_come_back_identical(tmp_path, name):
+    table = pa.table({"text": pa.array(list("abcde")), "c": COLUMNS[name]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    corpus = open_corpus(str(tmp_path / "a.parquet"))
+    got = rows_of(corpus, corpus.shards[0], batch_rows=2)
+    assert corpus.schema.field("c").type == COLUMNS[name].type
+    assert got.to_pylist() == table.to_pylist()
+    for _, batch in corpus.iter_batches(corpus.shards[0], ["c"]):
+        assert batch.schema.field("c").type == COLUMNS[name].type
+
+
+STRATEGIES = {
+    "i": (st.integers(-(2**63), 2**63 - 1), pa.int64()),
+    "s": (st.text(max_size=8), pa.large_string()),
+    "b": (st.binary(max_size=8), pa.binary()),
+    "d": (st.sampled_from(["x", "y", "z"]), pa.dictionary(pa.int32(), pa.string())),
+    "l": (st.lists(st.booleans(), max_size=3), pa.list_(pa.bool_())),
+    "t": (st.datetimes(dt.datetime(1900, 1, 1), timezones=st.just(dt.UTC)), BERLIN),
+}
+
+
+@st.composite
+def tables(draw):
+    rows = draw(st.integers(0, 25))
+    names = draw(st.lists(st.sampled_from(sorted(STRATEGIES)), unique=True))
+    columns = {"text": pa.array(draw(st.lists(st.text(), min_size=rows, max_size=rows)), "string")}
+    for name in names:
+        values, kind = STRATEGIES[name]
+        cells = draw(st.lists(st.none() | values, min_size=rows, max_size=rows))
+        columns[name] = pa.array(cells, kind)
+    return pa.table(columns).replace_schema_metadata({"origin": "generated"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(table=tables(), group=st.integers(1, 30), batch=st.integers(1, 30))
+def test_round_trip(tmp_path_factory, table, group, batch):
+    path = tmp_path_factory.mktemp("round") / "a.parquet"
+    pq.write_table(table, path, row_group_size=group)
+    corpus = open_corpus(str(path))
+    got = rows_of(corpus, corpus.shards[0], batch_rows=batch)
+    assert got.schema.equals(table.schema)
+    assert got.to_pylist() == table.to_pylist()
+    assert corpus.schema.metadata == {b"origin": b"generated"}
+    assert corpus.shards[0].rows == table.num_rows
+
+
+def test_batches_respect_row_groups_and_batch_rows(tmp_path):
+    pq.write_table(pa.table({"text": ["x"] * 10}), tmp_path / "a.parquet", row_group_size=4)
+    corpus = open_corpus(str(tmp_path))
+    pairs = list(corpus.iter_batches(corpus.shards[0], batch_rows=3))
+    assert [(first, batch.num_rows) for first, batch in pairs] == [
+        (0, 3), (3, 1), (4, 3), (7, 1), (8, 2),
+    ]  # fmt: skip
+
+
+def test_columns_are_projected_in_schema_order(tmp_path):
+    table = pa.table({"a.b": [1], "a": [{"b": 2, "c": 3}], "text": ["x"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    corpus = open_corpus(str(tmp_path))
+    read = lambda *names: next(corpus.iter_batches(corpus.shards[0], names))[1]  # noqa: E731
+    assert read("text", "a").to_pylist() == [{"a": {"b": 2, "c": 3}, "text": "x"}]
+    assert read("a.b").to_pylist() == [{"a.b": 1}]
+    assert (read().num_rows, read().num_columns) == (1, 0)
+
+
+def test_unknown_column(tmp_path):
+    pq.write_table(pa.table({"text": ["x"], "n": [1]}), tmp_path / "a.parquet")
+    corpus = open_corpus(str(tmp_path))
+    with pytest.raises(InvalidInput) as caught:
+        next(corpus.iter_batches(corpus.shards[0], ["m"]))
+    assert caught.value.problem == 'The pool has no column "m" (it has: text, n).'
+
+
+@pytest.mark.parametrize("group_rows", [2_000, 200_000])
+def test_memory_does_not_grow_with_the_file(tmp_path, group_rows):
+    text = [f"{i:0200d}" for i in range(2_000)]
+    table = pa.table({"text": text * 100})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=group_rows, use_dictionary=False, compression="none")
+    assert path.stat().st_size > 40e6
+    del table
+    corpus = open_corpus(str(path))
+    before = pa.total_allocated_bytes()
+    peak = rows = 0
+    for _, batch in corpus.iter_batches(corpus.shards[0], batch_rows=500):
+        rows += batch.num_rows
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert rows == 200_000
+    assert peak < 6e6
+
+
+def test_text_bytes_come_from_the_footer(tmp_path):
+    table = pa.table({"other": ["z" * 999] * 50, "text": [f"{i:0100d}" for i in range(50)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    (shard,) = open_corpus(str(tmp_path)).shards
+    assert 5_000 <= shard.text_bytes <= 8_000
+
+
+def test_damaged_data_behind_a_good_footer(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"{i:050d}" for i in range(500)]}), path)
+    data = bytearray(path.read_bytes())
+    data[4:400] = b"\xff" * 396
+    path.write_bytes(data)
+    corpus = open_corpus(str(path))
+    with pytest.raises(InvalidInput, match=r"^Shard .*a\.parquet is not a readable Parquet file"):
+        list(corpus.iter_batches(corpus.shards[0]))
+
+
+def test_a_shard_removed_after_opening(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"]}), path)
+    corpus = open_corpus(str(path))
+    path.unlink()
+    with pytest.raises(InvalidInput) as caught:
+        list(corpus.iter_batches(corpus.shards[0]))
+    assert caught.value.problem.startswith(f"Shard {path} cannot be opened (")

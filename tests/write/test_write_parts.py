@@ -1,0 +1,170 @@
+"""A part holds exactly the selected rows of its shard, column for column."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curate.errors import CurateError, InvalidInput
+from curate.records import OUTPUT_COLUMNS
+from curate.write.parts import output_schema, write_part
+
+_VALUES = {
+    "nested": (
+        pa.list_(pa.struct([("a", pa.list_(pa.int16())), ("b", pa.string())])),
+        [[{"a": [1, None], "b": "x"}], None, [], [None]],
+    ),
+    "map": (pa.map_(pa.string(), pa.float64()), [[("k", 1.5)], [], None]),
+    "decimal": (pa.decimal128(20, 4), [Decimal("1.2500"), None]),
+    "when": (
+        pa.timestamp("us", tz="Europe/Zurich"),
+        [dt.datetime(2024, 3, 31, 1, 30, tzinfo=dt.UTC), None],
+    ),
+    "category": (pa.dictionary(pa.int32(), pa.string()), ["red", "green", None, "blue"]),
+    "binary": (pa.binary(), [b"\x00\xff", b"", None]),
+    "nothing": (pa.null(), [None]),
+    "large": (pa.large_string(), ["ä" * 50, "", None]),
+    "flag": (pa.bool_(), [True, False, None]),
+    "day": (pa.date32(), [dt.date(1969, 7, 20), None]),
+}
+
+
+def pool_table(rows: int, start: int = 0) -> pa.Table:
+    """A shard with every type that must pass, and metadata on the schema and on a field."""
+    columns = {"text": pa.array([f"document {start + i}" for i in range(rows)])}
+    for name, (kind, values) in _VALUES.items():
+        chosen = [values[(start + i) % len(values)] for i in range(rows)]
+        columns[name] = pa.array(chosen, kind)
+    table = pa.table(columns)
+    text = table.schema.field("text").with_metadata({"language": "en"})
+    schema = table.schema.set(0, text).with_metadata({"origin": "test"})
+    return read_from_parquet(table.cast(schema))
+
+
+def read_from_parquet(table: pa.Table) -> pa.Table:
+    """As a pool is read: Parquet decides the inner names of maps, older files those of lists."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, use_compliant_nested_type=False)
+    return pq.read_table(pa.BufferReader(sink.getvalue()))
+
+
+def selection_of(rows: list[int]) -> pa.Table:
+    count = len(rows)
+    return pa.table(
+        {
+            "row": pa.array(rows, pa.int64()),
+            "weight": pa.array(np.linspace(0.5, 1.5, count), pa.float32()),
+            "score": pa.array(np.arange(count), pa.float32()),
+            "excess_loss": pa.array([None if i % 3 else 0.25 for i in range(count)], pa.float32()),
+            "round": pa.array([i % 4 for i in range(count)], pa.int32()),
+        }
+    )
+
+
+def numbered(table: pa.Table, batch_rows: int) -> list[tuple[int, pa.RecordBatch]]:
+    first, pairs = 0, []
+    for batch in table.to_batches(max_chunksize=batch_rows):
+        pairs.append((first, batch))
+        first += batch.num_rows
+    return pairs
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_part_equals_the_rows_taken(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+    rows = data.draw(st.integers(1, 60))
+    kept = sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1)))
+    batch_rows, group_rows = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 20))
+    table, selection = pool_table(rows), selection_of(kept)
+    path = tmp_path_factory.mktemp("part") / "part-00000.parquet"
+
+    batches = numbered(table, batch_rows)
+    count = write_part(path, table.schema, batches, selection, row_group_rows=group_rows)
+
+    part = pq.read_table(path)
+    assert count == len(kept)
+    assert part.select(table.schema.names).equals(table.take(kept), check_metadata=True)
+    for field in OUTPUT_COLUMNS:
+        expected = selection.column(field.name.removeprefix("curate_"))
+        assert part.column(field.name).equals(expected)
+    groups = pq.read_metadata(path)
+    sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+    assert sizes[:-1] == [group_rows] * (len(sizes) - 1)
+    assert sizes[-1] <= group_rows
+
+
+def test_schema_is_that_of_the_pool_then_the_output_columns():
+    schema = pool_table(1).schema
+    out = output_schema(schema)
+    assert list(out)[: len(schema)] == list(schema)
+    assert tuple(out)[len(schema) :] == OUTPUT_COLUMNS
+    assert out.metadata == schema.metadata
+    assert out.field("text").metadata == {b"language": b"en"}
+
+
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "gzip", "none"])
+def test_bytes_do_not_depend_on_the_batches_read(tmp_path: Path, compression: str):
+    table, selection = pool_table(500), selection_of(list(range(0, 500, 3)))
+    written = set()
+    for batch_rows in (7, 100, 500):
+        path = tmp_path / "part.parquet"
+        batches = numbered(table, batch_rows)
+        write_part(
+            path,
+            table.schema,
+            batches,
+            selection,
+            row_group_rows=64,
+            compression=compression,
+        )
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
+def test_dictionaries_that_differ_between_batches_are_unified(tmp_path: Path):
+    kind = pa.dictionary(pa.int32(), pa.string())
+    batches = [
+        (i, pa.record_batch({"c": pa.array([value], kind)})) for i, value in enumerate("xyx")
+    ]
+    write_part(tmp_path / "p.parquet", batches[0][1].schema, batches, selection_of([0, 1, 2]))
+    part = pq.read_table(tmp_path / "p.parquet")
+    assert part.column("c").to_pylist() == ["x", "y", "x"]
+    assert part.schema.field("c").type == kind
+
+
+def test_columns_of_one_name_pass(tmp_path: Path):
+    schema = pa.schema([("a", pa.int64()), ("a", pa.string())])
+    batch = pa.RecordBatch.from_arrays([pa.array([1, 2]), pa.array(["x", "y"])], schema=schema)
+    write_part(tmp_path / "p.parquet", schema, [(0, batch)], selection_of([1]))
+    with pq.ParquetFile(tmp_path / "p.parquet") as part:
+        assert part.schema_arrow.names[:2] == ["a", "a"]
+
+
+def test_empty_selection_writes_nothing(tmp_path: Path):
+    table = pool_table(5)
+    path = tmp_path / "part-00000.parquet"
+    assert write_part(path, table.schema, numbered(table, 2), selection_of([])) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pool_that_already_has_an_output_column_is_refused(tmp_path: Path):
+    table = pa.table({"text": ["a"], "curate_weight": [1.0]})
+    with pytest.raises(InvalidInput) as error:
+        write_part(tmp_path / "p.parquet", table.schema, numbered(table, 1), selection_of([0]))
+    assert error.value.problem == "The pool already has a column named curate_weight."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shard_that_lost_rows_leaves_no_file(tmp_path: Path):
+    table = pool_table(5)
+    with pytest.raises(CurateError, match="Only 1 of the 2 rows selected for p"):
+        write_part(tmp_path / "p.parquet", table.schema, numbered(table, 5), selection_of([1, 9]))
+    assert list(tmp_path.iterdir()) == []
