@@ -2,7 +2,6 @@
 # make test    lint, then run the tests, in the same environment
 #
 # Needs Python 3.11 or newer and the package index. Another Python: make demo PYTHON=python3.12
-# On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares the download of CUDA.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,7 +28,7 @@ check-python:
 
 demo: install
 	rm -rf $(DEMO)/out
-	$(BIN)/python examples/harvest_python.py $(DEMO)/corpus
+	$(BIN)/python examples/harvest_python.py $(DEMO)/corpus --megabytes 5.2
 	$(BIN)/curate run pipelines/demo.yaml
 	@echo; echo "What share of each kind of text was kept:"
 	@$(BIN)/curate log $(DEMO)/out --sql "FROM keep_rate_by_source"

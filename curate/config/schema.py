@@ -98,7 +98,7 @@ class ModelConfig(Section):
 
     name: str = option(
         "tiny",
-        "tiny (2.6 M parameters), small (31 M) or base (124 M) from scratch, or a folder or Hub id",
+        "tiny (2.7 M parameters), small (31 M) or base (124 M) from scratch, or a folder or Hub id",
     )
     window: int | None = option(
         None, "tokens the model reads at once; longer documents are rolled through", minimum=8
@@ -128,7 +128,7 @@ class ComputeConfig(Section):
     )
     threads: int | None = option(None, "CPU threads; the machine's cores by default", minimum=1)
     microbatch_tokens: int = option(
-        8192, "padded tokens in one forward pass; bounds memory, changes no result", minimum=1
+        4096, "padded tokens in one forward pass; bounds memory, changes no result", minimum=1
     )
 
 

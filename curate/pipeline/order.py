@@ -28,6 +28,7 @@ from curate.select.schedule import (
     plan_schedule,
     resolve_config,
 )
+from curate.train.compute import keep_freed_memory
 from curate.train.model import LanguageModel, build_network, count_parameters, load_network
 
 
@@ -68,6 +69,8 @@ def run(config: Config, stream: TextIO | None = None) -> RunSummary:
     complete = folder.result("complete")
     if complete is None:
         folder.create()
+        if inputs.compute.device.type == "cpu":
+            keep_freed_memory()
         with Progress(stream) as progress:
             complete = _run_stages(inputs, folder, progress, stream)
     return RunSummary(out=folder.path, stage_seconds=folder.stage_seconds(), **complete)

@@ -35,6 +35,7 @@ _FORMATS = {
     ".jsonl.zst": ("jsonl", "zstd"),
     ".ndjson.zst": ("jsonl", "zstd"),
 }
+_PROTOCOLS = fsspec.available_protocols()
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _BUFFERED = frozenset({"s3", "s3a", "gs", "gcs", "http", "https", "abfs", "abfss", "az", "hf"})
 _AZURE = frozenset({"abfs", "abfss", "wasb", "wasbs"})
@@ -124,11 +125,15 @@ def display_uri(url: str) -> str:
     """Return `url` without user name, password and query; local paths come back unchanged.
 
     A raw slash in a password (common in S3 secrets) is understood. In URLs other than http(s) a
-    `?` starts a query only when a `=` follows, since it may be a glob character.
+    `?` starts a query only when a `=` follows, since it may be a glob character. A `::` chains
+    links only in front of a protocol that fsspec knows, and never inside a query.
     """
     if "://" not in url:
         return url
-    return "::".join(_strip_secrets(part) for part in url.split("::"))
+    query = re.search(r"\?[^?]*=|(?<=http)s?://[^?]*\?", url)
+    head = url[: url.index("?", query.start())] if query else url
+    links = re.split(rf"::(?=(?:{'|'.join(map(re.escape, _PROTOCOLS))})(?:://|::))", head)
+    return "::".join(_strip_secrets(link) for link in links)
 
 
 def short_reason(error: BaseException) -> str:
@@ -216,8 +221,9 @@ def _login_end(rest: str) -> int:
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         return authority.rindex("@") + 1
-    _, colon, port = authority.rpartition(":")
-    return rest.find("@") + 1 if colon and not port.isdigit() else 0
+    _, colon, port = authority.partition(":")
+    is_host = port.isdigit() or authority.startswith("[")
+    return rest.find("@") + 1 if colon and not is_host else 0
 
 
 def _strip_secrets(url: str) -> str:

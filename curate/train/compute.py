@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from dataclasses import dataclass
 
 import torch
 
 from curate.config.schema import ComputeConfig
 from curate.errors import InvalidInput
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameter numbers of mallopt(3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,19 @@ def resolve_compute(config: ComputeConfig) -> Compute:
     else:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     return Compute(device, dtype, config.microbatch_tokens)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed buffers instead of returning each to the system.
+
+    A training step on the CPU frees and takes tensors of many megabytes again and again. By default
+    each is mapped and unmapped, and its pages are cleared by the kernel every time: a fifth to a
+    third of the time of a small model. A no-op elsewhere.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _resolve_device(name: str) -> torch.device:

@@ -46,7 +46,7 @@ PRESETS: dict[str, ModelShape] = {
         vocabulary_size=4096,
         batch_tokens=4096,
         learning_rate=2e-3,
-        llama={"hidden": 192, "layers": 4, "heads": 6, "intermediate": 512},
+        llama={"hidden": 256, "layers": 2, "heads": 4, "intermediate": 704},
     ),
     "small": ModelShape(
         window=1024,

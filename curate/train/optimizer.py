@@ -116,7 +116,7 @@ class Optimizer:
             losses, _ = model.token_losses(batch)
             loss = losses.sum() * (term.weight / total)
             loss.backward()  # type: ignore[no-untyped-call]
-            summed += float(loss)
+            summed += float(loss.detach())
         return summed
 
     def state_dict(self) -> dict[str, object]:

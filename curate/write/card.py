@@ -57,7 +57,7 @@ curate export path/to/this/folder --to hf --dest materialized --materialize
 _CAVEAT = """\
 That a document was selected means that the method above ranked it high for the target. It is not
 proof that a model trained on this dataset is better than one trained on a random sample of the same
-size. Measure that on the pool and target at hand (`curate evaluate`) before relying on it. A
+size. Measure that on the pool and target at hand before relying on it. A
 selection also inherits and can amplify the biases of its target. The documents are those of the
 pool, unchanged: their licences, errors and personal data come with them.
 """

@@ -124,7 +124,7 @@ def _headline(run: Row, rounds: list[Row]) -> str:
         f"<p>Method {_text(run['method'])}, seed {run['seed']}, "
         f"with curate {_text(run['curate_version'])}.</p>"
         '<p class="note">This page shows what was selected. Whether training on it helps is '
-        "another question: <code>curate evaluate</code> measures that.</p>"
+        "another question: train on both and compare.</p>"
         f'<div class="tiles">{cells}</div>'
     )
 

@@ -1,0 +1,160 @@
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import SHAPE
+
+from curate.config.schema import BladeConfig, Config, ModelConfig, TrainConfig
+from curate.select.schedule import (
+    describe_schedule,
+    expected_tokens,
+    lambda_at,
+    plan_schedule,
+    resolve_config,
+    visit_coefficients,
+)
+from curate.train.model import PRESETS
+
+PRETRAINED = dataclasses.replace(SHAPE, llama=None, vocabulary_size=None)
+
+
+def resolve(pool_tokens, shape=PRESETS["tiny"], parameters=2_600_000, keep=0.2, **sections):
+    config = Config(pool="p", target="t", out="o", keep=keep, **sections)
+    return resolve_config(config, shape, pool_tokens=pool_tokens, num_parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    ("average", "gamma"),
+    [
+        ("last", lambda visit: 1.0),
+        ("uniform", lambda visit: 1 / (visit + 1)),
+        ("linear", lambda visit: 2 / (visit + 2)),
+    ],
+)
+@given(decisions=st.lists(st.integers(0, 1), min_size=1, max_size=12))
+def test_coefficients_are_those_of_the_frank_wolfe_recursion(average, gamma, decisions):
+    coefficients = visit_coefficients(average, len(decisions))
+    assert sum(coefficients) == pytest.approx(1)
+    assert min(coefficients) >= 0
+    a = 0.0
+    for visit, decision in enumerate(decisions):
+        a = (1 - gamma(visit)) * a + gamma(visit) * decision
+    weighted = sum(c * d for c, d in zip(coefficients, decisions, strict=True))
+    assert weighted == pytest.approx(a)
+
+
+def test_coefficients_in_numbers():
+    assert visit_coefficients("last", 3) == [0, 0, 1]
+    assert visit_coefficients("uniform", 4) == pytest.approx([1 / 4] * 4)
+    assert visit_coefficients("linear", 3) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+
+
+def test_lambda_goes_from_one_end_to_the_other():
+    linear = BladeConfig(lambda_=0.0, lambda_end=2.0, lambda_schedule="linear")
+    assert [lambda_at(linear, index, 5) for index in range(5)] == [0, 0.5, 1, 1.5, 2]
+    down = BladeConfig(lambda_=2.0, lambda_end=0.0, lambda_schedule="linear")
+    assert [lambda_at(down, index, 3) for index in range(3)] == [2, 1, 0]
+    geometric = BladeConfig(lambda_=0.01, lambda_end=10.0, lambda_schedule="geometric")
+    found = [lambda_at(geometric, index, 4) for index in range(4)]
+    assert found == pytest.approx([0.01, 0.1, 1, 10])
+    constant = BladeConfig(lambda_=0.3, lambda_end=9.0)
+    assert {lambda_at(constant, index, 4) for index in range(5)} == {0.3}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric"])
+def test_one_round_begins_at_the_start_and_a_rescore_stays_at_the_end(schedule):
+    config = BladeConfig(lambda_=1.0, lambda_end=4.0, lambda_schedule=schedule)
+    assert lambda_at(config, 0, 1) == 1
+    assert lambda_at(config, 3, 3) == lambda_at(config, 2, 3) == 4
+
+
+@pytest.mark.parametrize("sync_every", [*range(10, 1001, 10)])
+def test_reference_steps_are_three_for_ten_proxy_steps(sync_every):
+    config = resolve(10**9, blade=BladeConfig(sync_every=sync_every))
+    assert config.blade.reference_steps == 3 * sync_every // 10
+
+
+def test_a_large_pool_gets_the_papers_schedule():
+    config = resolve(10**10)
+    assert (config.blade.sync_every, config.blade.reference_steps) == (1000, 300)
+    assert config.blade.passes == 1
+    assert config.blade.reference_learning_rate == config.train.learning_rate
+    assert config.blade.warmup_tokens == 20 * 2_600_000
+
+
+def test_a_small_pool_gets_three_rounds_a_pass():
+    config = resolve(3_000_000)
+    schedule = plan_schedule(config, pool_tokens=3_000_000)
+    assert schedule.rounds_per_pass == 3
+    assert config.blade.warmup_tokens == 1_000_000
+    blocks = math.ceil(3_000_000 / schedule.block_tokens)
+    assert schedule.blocks_per_round * 3 >= blocks > schedule.blocks_per_round * 2
+
+
+def test_pretrained_weights_are_warmed_up_little():
+    assert resolve(10**6, PRETRAINED).blade.warmup_tokens == 50_000
+    assert resolve(10**9, PRETRAINED).blade.warmup_tokens == 100 * SHAPE.batch_tokens
+    assert resolve(10**6, PRETRAINED).model.vocabulary_size is None
+
+
+def test_what_the_user_set_is_kept():
+    blade = BladeConfig(
+        warmup_tokens=0, sync_every=7, reference_steps=11, reference_learning_rate=0.5, passes=2
+    )
+    model = ModelConfig(window=100, window_overlap=9, vocabulary_size=300)
+    train = TrainConfig(batch_tokens=50, learning_rate=0.25)
+    config = resolve(10**6, blade=blade, model=model, train=train)
+    assert (config.blade, config.model, config.train) == (blade, model, train)
+    again = resolve_config(config, SHAPE, pool_tokens=5, num_parameters=1)
+    assert again == config
+
+
+def test_a_block_holds_what_one_step_trains_on():
+    for train_on, share, keep, expected in (
+        ("kept", 0.5, 0.2, 320),
+        ("mixture", 0.5, 0.2, 160),
+        ("mixture", 0.25, 0.2, 80),
+        ("mixture", 0.1, 0.5, 64),
+        ("kept", 0.5, 1.0, 64),
+    ):
+        blade = BladeConfig(train_on=train_on, mixture_kept_share=share)
+        config = resolve(10**6, SHAPE, keep=keep, blade=blade)
+        assert plan_schedule(config, pool_tokens=10**6).block_tokens == expected
+
+
+@given(
+    pool_tokens=st.integers(1, 50_000),
+    keep=st.floats(0.001, 1),
+    passes=st.integers(1, 3),
+    sync_every=st.one_of(st.none(), st.integers(1, 50)),
+)
+def test_every_plan_is_valid_and_its_rounds_cover_a_pass(pool_tokens, keep, passes, sync_every):
+    blade = BladeConfig(passes=passes, sync_every=sync_every)
+    config = resolve(pool_tokens, SHAPE, keep=keep, blade=blade)
+    schedule = plan_schedule(config, pool_tokens=pool_tokens)
+    assert schedule.rounds == passes * schedule.rounds_per_pass >= passes
+    assert min(schedule.blocks_per_round, schedule.block_tokens) >= 1
+    assert config.blade.reference_steps >= 1
+    assert 0 <= config.blade.warmup_tokens <= pool_tokens
+    blocks = math.ceil(pool_tokens / schedule.block_tokens)
+    assert (schedule.rounds_per_pass - 1) * schedule.blocks_per_round < blocks
+    if sync_every is None:
+        assert schedule.rounds_per_pass in (1, 2, 3)
+    assert expected_tokens(config, schedule, pool_tokens) >= passes * pool_tokens
+    assert f"keep {keep:g}" in describe_schedule(config, schedule, pool_tokens, 1)
+
+
+def test_a_pool_of_one_document():
+    config = resolve(1)
+    schedule = plan_schedule(config, pool_tokens=1)
+    assert (schedule.rounds, schedule.blocks_per_round) == (1, 1)
+    assert config.blade.warmup_tokens == 0
+
+
+def test_methods_without_models_have_one_round_of_one_pass():
+    config = resolve(10**6, method="random", blade=BladeConfig(passes=5, final="rescore"))
+    schedule = plan_schedule(config, pool_tokens=10**6)
+    assert (schedule.rounds, schedule.rescore) == (1, False)
+    assert expected_tokens(config, schedule, 10**6) == 10**6

@@ -1,0 +1,172 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import (
+    PREFIX,
+    SHAPE,
+    VOCABULARY,
+    make_documents,
+    make_model,
+    one_thread,  # noqa: F401
+    same_weights,
+    weights_of,
+    wrap,
+)
+
+from curate.errors import InvalidInput
+from curate.score.loss import document_losses
+from curate.train.model import PRESETS, build_network, count_parameters, find_shape, load_network
+
+UNKNOWN = (
+    "There is no model {}: it is not tiny, small, base, and no causal language model with "
+    "safetensors weights could be loaded from there."
+)
+REMEDY = "Set --model to one of the presets, a model folder or a Hub id."
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    build_network(SHAPE, VOCABULARY, PREFIX, seed=0).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("tiny", 2e6, 5e6), ("small", 25e6, 35e6), ("base", 110e6, 140e6)]
+)
+def test_presets_have_the_sizes_that_the_settings_name(name, low, high):
+    shape = find_shape(name)
+    assert shape.vocabulary_size is not None
+    assert low < count_parameters(name, shape, shape.vocabulary_size) < high
+    assert shape.window <= shape.longest_window
+    assert shape is PRESETS[name]
+
+
+def test_parameters_are_counted_without_weights_and_tied_ones_once():
+    network = build_network(SHAPE, VOCABULARY, PREFIX, seed=0)
+    distinct = {parameter.data_ptr(): parameter.numel() for parameter in network.parameters()}
+    assert count_parameters("x", SHAPE, VOCABULARY) == sum(distinct.values())
+    assert wrap(network).num_parameters == sum(distinct.values())
+    assert network.get_input_embeddings().weight is network.get_output_embeddings().weight
+
+
+def test_parameters_of_a_folder_are_counted(saved):
+    shape = find_shape(str(saved))
+    expected = count_parameters("x", SHAPE, VOCABULARY)
+    assert count_parameters(str(saved), shape, VOCABULARY) == expected
+
+
+def test_weights_follow_from_the_seed_and_the_global_state_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = make_model(1)
+    torch.manual_seed(6)
+    again, other = make_model(1), make_model(2)
+    torch.manual_seed(5)
+    make_model(1)
+    assert torch.equal(torch.rand(3), expected)
+    assert same_weights(weights_of(first), weights_of(again))
+    assert not same_weights(weights_of(first), weights_of(other))
+
+
+def test_an_unknown_name_is_explained(offline):
+    with pytest.raises(InvalidInput) as caught:
+        find_shape("nope")
+    assert (caught.value.problem, caught.value.remedy) == (UNKNOWN.format("nope"), REMEDY)
+
+
+def test_a_folder_without_a_model_is_explained(tmp_path):
+    for content in (None, "{}", "no json", json.dumps({"model_type": "no such model"})):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        for load in (find_shape, load_network):
+            with pytest.raises(InvalidInput) as caught:
+                load(str(tmp_path))
+            assert caught.value.problem == UNKNOWN.format(tmp_path)
+
+
+def test_a_folder_gives_its_own_window_up_to_2048(saved):
+    shape = find_shape(str(saved))
+    assert (shape.window, shape.longest_window) == (64, 64)
+    assert shape.llama is None
+    assert shape.vocabulary_size is None
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 9000}))
+    assert find_shape(str(saved)).window == 2048
+    assert find_shape(str(saved)).longest_window == 9000
+
+
+def test_saved_weights_come_back(saved):
+    network = build_network(SHAPE, VOCABULARY, PREFIX, seed=0)
+    loaded = load_network(str(saved))
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
+    assert same_weights(weights_of(wrap(network)), weights_of(wrap(loaded)))
+
+
+def test_half_precision_weights_are_loaded_in_float32(tmp_path):
+    build_network(SHAPE, VOCABULARY, PREFIX, seed=0).bfloat16().save_pretrained(tmp_path)
+    loaded = load_network(str(tmp_path))
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
+
+
+def test_pickled_weights_are_refused(saved):
+    torch.save(build_network(SHAPE, VOCABULARY, PREFIX, 0).state_dict(), saved / "x")
+    (saved / "x").rename(saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(InvalidInput) as caught:
+        load_network(str(saved))
+    assert caught.value.problem == UNKNOWN.format(saved)
+    assert caught.value.remedy == REMEDY
+
+
+def test_code_in_a_model_folder_is_not_run(saved):
+    mark = saved / "ran"
+    (saved / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass A: pass\n")
+    config = json.loads((saved / "config.json").read_text())
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.A", "AutoModelForCausalLM": "evil.A"},
+    }
+    (saved / "config.json").write_text(json.dumps(config))
+    for load in (find_shape, load_network):
+        with pytest.raises(InvalidInput):
+            load(str(saved))
+    assert not mark.exists()
+
+
+def test_copies_are_independent():
+    model, documents = make_model(), make_documents([5, 12])
+    expected = document_losses(model, documents)
+    frozen, trainable = model.frozen_copy(), model.trainable_copy()
+    assert not any(parameter.requires_grad for parameter in frozen.network.parameters())
+    assert all(parameter.requires_grad for parameter in trainable.network.parameters())
+    assert all(parameter.requires_grad for parameter in model.network.parameters())
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(1.5)
+    for twin in (frozen, trainable):
+        np.testing.assert_array_equal(document_losses(twin, documents), expected)
+    assert np.abs(document_losses(model, documents) - expected).max() > 1e-3
+
+
+def test_models_run_without_dropout():
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=64, resid_pdrop=0.9
+    )
+    network = transformers.GPT2LMHeadModel(config).train()
+    model, documents = wrap(network), make_documents([12])
+    np.testing.assert_array_equal(
+        document_losses(model, documents), document_losses(model, documents)
+    )
+    assert not model.trainable_copy().network.training
+    assert not copy.copy(model).network.training
