@@ -95,7 +95,7 @@ def summary(out: Path) -> dict[str, Any]:
         run: the row of the `run` table, without its config and stage times.
         rounds: the rows of the `round` table.
         reasons: for each reason, whether it keeps, its documents and its tokens.
-        keep_rates: the metadata `column` chosen, the first with at least two values and few enough
+        keep_rates: the metadata `column` chosen, the first of `grouping_columns`, with few enough
             for a keep_rate view, its ten values with most tokens as `rows`, and how many values
             there are in all; None when there is no such column.
         stage_seconds: wall-clock seconds by stage.
@@ -176,18 +176,31 @@ def _parse_document(document: str) -> int | None:
 
 
 def _keep_rates(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
+    for column in grouping_columns(connection)[:1]:
+        view = quote(f"keep_rate_by_{column}")
+        values = _rows(connection, f"SELECT count(*) AS n FROM {view}")[0]["n"]
+        rows = _rows(connection, f"FROM {view} LIMIT 10")
+        return {"column": column, "rows": rows, "values": values}
+    return None
+
+
+def grouping_columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Metadata columns whose keep_rate view says something, in the order of the pool's columns.
+
+    Those of at least two values, and of at least two documents a value: not a user's id column.
+    """
     views = "SELECT view_name FROM duckdb_views() WHERE NOT internal"
     named = {row["view_name"] for row in _rows(connection, views)}
     columns = [row["column_name"] for row in _rows(connection, "DESCRIBE document")]
+    found = []
     for column in columns[len(DOCUMENT.columns) :]:
         view = f"keep_rate_by_{column}"
-        if view not in named:
-            continue
-        values = _rows(connection, f"SELECT count(*) AS n FROM {quote(view)}")[0]["n"]
-        if values >= 2:
-            rows = _rows(connection, f"FROM {quote(view)} LIMIT 10")
-            return {"column": column, "rows": rows, "values": values}
-    return None
+        if view in named:
+            sql = f"SELECT count(*) AS n, sum(documents) AS documents FROM {quote(view)}"
+            counts = _rows(connection, sql)[0]
+            if 2 <= counts["n"] <= counts["documents"] / 2:
+                found.append(column)
+    return found
 
 
 def _invalid_sql(error: Exception) -> InvalidInput:

@@ -23,7 +23,8 @@ import duckdb
 import yaml
 
 from curate.files import write_text
-from curate.log.schema import DOCUMENT, DOCUMENT_REASONS, quote
+from curate.log.query import grouping_columns
+from curate.log.schema import DOCUMENT_REASONS, quote
 
 Row = dict[str, Any]
 _VALUES = 20
@@ -110,23 +111,14 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str, *values: object) -> l
 def keep_rates(
     connection: duckdb.DuckDBPyConnection, columns: int, values: int
 ) -> dict[str, list[Row]]:
-    """Rows of the first `columns` keep_rate views, in the order of the pool's columns.
+    """Rows of the first `columns` telling keep_rate views (`log.query.grouping_columns`).
 
-    Views of a single value are left out, and of the others at most `values` rows are given: those
-    with the most pool tokens.
+    At most `values` rows are given of each: those with the most pool tokens.
     """
-    views = query(connection, "SELECT view_name FROM duckdb_views() WHERE NOT internal")
-    known = {row["view_name"] for row in views}
-    described = query(connection, "DESCRIBE document")[len(DOCUMENT.columns) :]
-    found: dict[str, list[Row]] = {}
-    for name in (row["column_name"] for row in described):
-        view = f"keep_rate_by_{name}"
-        top = query(connection, f"FROM {quote(view)} LIMIT {values}") if view in known else []
-        if len(top) >= 2:
-            found[name] = top
-        if len(found) == columns:
-            break
-    return found
+    return {
+        name: query(connection, f"FROM {quote(f'keep_rate_by_{name}')} LIMIT {values}")
+        for name in grouping_columns(connection)[:columns]
+    }
 
 
 def public_config(config: str) -> str:

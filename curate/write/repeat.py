@@ -3,10 +3,9 @@
 Why: a document of weight 1.3 should be seen 1.3 times on average. It gets one copy, and a second
 one with probability 0.3.
 
-How: stochastic rounding with noise that is a function of (seed, document) alone, so the copies of a
-document do not depend on the order, the batch or the process that asks. The noise is the 64-bit
-finalizer of SplitMix (Steele, Lea and Flood 2014) applied to a counter. A part
-is emitted in passes, copy 0 of its rows, then copy 1 of those that have one, and so on, because a
+How: stochastic rounding with noise that is a function of (seed, document) alone (`curate.noise`), so
+the copies of a document do not depend on the order, the batch or the process that asks. A part is
+emitted in passes, copy 0 of its rows, then copy 1 of those that have one, and so on, because a
 trainer that reads in order should not meet the same document twice in a row.
 """
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.noise import make_key, uniform
 from curate.records import ROW_BITS
 
 WEIGHT_COLUMN = "curate_weight"
@@ -27,26 +27,11 @@ COPY_FIELD = pa.field("curate_copy", pa.int32())
 """Replaces the weight: 0 for the first copy of a document, 1 for the second."""
 
 BATCH_ROWS = 1024
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
 
 
-def part_ids(part: int, rows: int) -> npt.NDArray[np.uint64]:
+def part_ids(part: int, rows: int) -> npt.NDArray[np.int64]:
     """Identities of the rows of part number `part`: (part << 40) + position within the part."""
-    return np.uint64(part << ROW_BITS) + np.arange(rows, dtype=np.uint64)
-
-
-def curate_noise(seed: int, ids: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """One uniform number in [0, 1) for each of `ids`, a pure function of `seed` and the id.
-
-    Args:
-        seed: any integer; taken modulo 2**64.
-        ids: non-negative integers below 2**64.
-    """
-    key = _finalize(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
-    mixed = _finalize((np.asarray(ids).astype(np.uint64) ^ key) * _GOLDEN)
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (part << ROW_BITS) + np.arange(rows, dtype=np.int64)
 
 
 def repeat_counts(weights: npt.ArrayLike, ids: npt.ArrayLike, seed: int) -> npt.NDArray[np.int64]:
@@ -56,7 +41,7 @@ def repeat_counts(weights: npt.ArrayLike, ids: npt.ArrayLike, seed: int) -> npt.
     """
     exact = np.asarray(weights, dtype=np.float64)
     whole = np.floor(exact)
-    return (whole + (curate_noise(seed, ids) < exact - whole)).astype(np.int64)
+    return (whole + (uniform(make_key(seed, "repetition"), ids) < exact - whole)).astype(np.int64)
 
 
 def repeated_schema(schema: pa.Schema) -> pa.Schema:
@@ -92,10 +77,3 @@ def _rows_where(file: pq.ParquetFile, wanted: npt.NDArray[np.bool_]) -> Iterator
                 start += batch.num_rows
                 yield batch.take(pa.array(np.flatnonzero(mask)))
         row = end
-
-
-def _finalize(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Spread every input bit over all 64 output bits (arithmetic is modulo 2**64)."""
-    values = (values ^ (values >> np.uint64(30))) * _FIRST
-    values = (values ^ (values >> np.uint64(27))) * _SECOND
-    return values ^ (values >> np.uint64(31))

@@ -17,6 +17,7 @@ from curate.select.schedule import (
 )
 from curate.train.model import PRESETS
 
+SMALL = dataclasses.replace(SHAPE, vocabulary_size=300)
 PRETRAINED = dataclasses.replace(SHAPE, llama=None, vocabulary_size=None)
 
 
@@ -94,7 +95,7 @@ def test_a_small_pool_gets_three_rounds_a_pass():
 
 
 def test_pretrained_weights_are_warmed_up_little():
-    assert resolve(10**6, PRETRAINED).blade.warmup_tokens == 50_000
+    assert resolve(10**5, PRETRAINED).blade.warmup_tokens == 5_000
     assert resolve(10**9, PRETRAINED).blade.warmup_tokens == 100 * SHAPE.batch_tokens
     assert resolve(10**6, PRETRAINED).model.vocabulary_size is None
 
@@ -107,7 +108,7 @@ def test_what_the_user_set_is_kept():
     train = TrainConfig(batch_tokens=50, learning_rate=0.25)
     config = resolve(10**6, blade=blade, model=model, train=train)
     assert (config.blade, config.model, config.train) == (blade, model, train)
-    again = resolve_config(config, SHAPE, pool_tokens=5, num_parameters=1)
+    again = resolve_config(config, SMALL, pool_tokens=5, num_parameters=1)
     assert again == config
 
 
@@ -120,7 +121,7 @@ def test_a_block_holds_what_one_step_trains_on():
         ("kept", 0.5, 1.0, 64),
     ):
         blade = BladeConfig(train_on=train_on, mixture_kept_share=share)
-        config = resolve(10**6, SHAPE, keep=keep, blade=blade)
+        config = resolve(10**6, SMALL, keep=keep, blade=blade)
         assert plan_schedule(config, pool_tokens=10**6).block_tokens == expected
 
 
@@ -132,7 +133,7 @@ def test_a_block_holds_what_one_step_trains_on():
 )
 def test_every_plan_is_valid_and_its_rounds_cover_a_pass(pool_tokens, keep, passes, sync_every):
     blade = BladeConfig(passes=passes, sync_every=sync_every)
-    config = resolve(pool_tokens, SHAPE, keep=keep, blade=blade)
+    config = resolve(pool_tokens, SMALL, keep=keep, blade=blade)
     schedule = plan_schedule(config, pool_tokens=pool_tokens)
     assert schedule.rounds == passes * schedule.rounds_per_pass >= passes
     assert min(schedule.blocks_per_round, schedule.block_tokens) >= 1
