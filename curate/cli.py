@@ -76,9 +76,14 @@ def run(config: Path | None, assignments: tuple[str, ...], **flags: str | None) 
     Settings come from the YAML file CONFIG, then the flags, then --set; later ones win. The same
     command goes on where an interrupted run stopped.
     """
+    from transformers.utils import logging as transformers_logging
+
     import curate
     from curate.log.query import summary
     from curate.log.render import render_summary
+
+    quiet: Any = transformers_logging.disable_progress_bar
+    quiet()
 
     given = {_FLAG_KEYS.get(name, name): value for name, value in flags.items()}
     resolved = curate.load_config(config, _parse_flags(given), assignments)

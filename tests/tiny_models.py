@@ -18,7 +18,8 @@ from curate.read.cache import TokenCache, write_fragments
 from curate.read.corpus import open_corpus
 from curate.read.documents import Documents, offsets_from_lengths
 from curate.read.tokenizer import TextTokenizer, train_tokenizer
-from curate.select.methods import Context, Schedule
+from curate.select.methods import Context
+from curate.select.schedule import Schedule
 from curate.train.compute import Compute
 from curate.train.model import LanguageModel, ModelShape, build_network
 from curate.train.optimizer import StepRecord

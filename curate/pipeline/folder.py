@@ -38,6 +38,9 @@ class RunFolder:
     def check(self, config: Config, pool: Corpus, target: Corpus) -> None:
         """Make sure that the folder is free, or holds this very run; write nothing.
 
+        The same run is one of the same inputs and settings, or of the settings that it resolved
+        to: a run's own config.yaml goes on with it.
+
         Raises:
             OutputConflict: it holds other files, or a run of other settings or inputs.
         """
@@ -56,6 +59,10 @@ class RunFolder:
             return
         found = self._read_manifest()
         differences = _differences(found, wanted)
+        resolved = found["stages"].get("config")
+        if differences and resolved is not None:
+            again = _differences({**found, "config": resolved}, wanted)
+            differences = min(differences, again, key=len)
         if differences:
             raise OutputConflict(
                 f"The output folder {self.path} holds a run that differs in {differences[0]}"

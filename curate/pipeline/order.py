@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from curate.config import Config, config_to_yaml
-from curate.files import write_text
+from curate.config import Config
 from curate.pipeline import outputs
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.prepare import Inputs, prepare
@@ -89,7 +88,7 @@ def _run_stages(
         inputs.config, inputs.shape, pool_tokens=cache.tokens, num_parameters=num_parameters
     )
     schedule = plan_schedule(config, pool_tokens=cache.tokens)
-    write_text(folder.path / "config.yaml", config_to_yaml(config))
+    outputs.config_stage(config, folder)
     print(describe_schedule(config, schedule, cache.tokens, num_parameters), file=stream)
     rounds = Rounds(config, schedule, cache, folder, progress)
     if not rounds.finished():

@@ -1,4 +1,4 @@
-"""Stages `select`, `data` and `log`: decisions become the files that people use."""
+"""Stages `config`, `select`, `data` and `log`: decisions become the files that people use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import torch
 
-from curate.config import Config, config_to_tree
+from curate.config import Config, config_to_tree, config_to_yaml
+from curate.files import write_text
 from curate.log.load import build_log
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.prepare import Inputs
@@ -29,6 +30,18 @@ from curate.select.final import Kept, select_documents
 from curate.write.card import write_card
 from curate.write.parts import write_part
 from curate.write.report import write_report
+
+
+def config_stage(config: Config, folder: RunFolder) -> None:
+    """Write the resolved config, every derived value filled in."""
+    if folder.result("config") is not None:
+        return
+    started = time.monotonic()
+    path = folder.path / "config.yaml"
+    write_text(path, config_to_yaml(config))
+    settings = config_to_tree(config)
+    settings.pop("out")
+    folder.finish("config", settings, [path], started)
 
 
 def select_stage(
@@ -114,7 +127,7 @@ def log_stage(
     outputs = [log, folder.path / "README.md", folder.path / "report.html"]
     write_card(outputs[1], log)
     write_report(outputs[2], log)
-    folder.finish("log", {}, [*outputs, folder.path / "config.yaml"], started)
+    folder.finish("log", {}, outputs, started)
 
 
 def complete_stage(folder: RunFolder, figures: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from curate.read.cache import TokenCache, draw_blocks
 from curate.read.documents import Documents
 from curate.records import ROUND, TRAINING
 from curate.select.final import RoundScale, mark_top
-from curate.select.methods import Method, Schedule
+from curate.select.methods import Method, RoundStart
 from curate.select.rounds import RoundResult, run_round
-from curate.select.schedule import visit_coefficients
+from curate.select.schedule import Schedule, visit_coefficients
 from curate.train.optimizer import StepRecord
 
 
@@ -143,7 +142,6 @@ class Rounds:
                 "score_mean": done.score_mean,
                 "score_std": done.score_std,
             }
-            self._show(record)
         self.steps.write(self._training(stage))
         with atomic_path(self._checkpoint(stage)) as temporary:
             method.save(temporary)
@@ -163,6 +161,7 @@ class Rounds:
             keep=config.keep,
             seed=config.seed,
             learn=not rescore,
+            on_start=self._show,
         )
         if rescore:
             marked = mark_top(path, scored, keep=config.keep, seed=config.seed)
@@ -171,23 +170,30 @@ class Rounds:
         return done
 
     def _blocks(self, index: int) -> Iterator[Documents]:
-        """The blocks of round `index`; the last round of a pass runs to the pass's end."""
+        """The blocks of round `index`: its share of a pass, the last round taking the rest.
+
+        Shares are counted in tokens, since blocks of whole documents are not all of one size.
+        """
         schedule = self._schedule
         pass_index, part = divmod(index, schedule.rounds_per_pass)
+        whole_pass = index >= schedule.rounds
+        last = whole_pass or part == schedule.rounds_per_pass - 1
+        first_token = 0 if whole_pass else part * schedule.round_tokens
         stream = self._cache.stream(self._config.seed, "pass", pass_index)
-        blocks = draw_blocks(stream, schedule.block_tokens)
-        if index >= schedule.rounds:
-            return blocks
-        first = part * schedule.blocks_per_round
-        last = part == schedule.rounds_per_pass - 1
-        return islice(blocks, first, None if last else first + schedule.blocks_per_round)
+        tokens = documents = 0
+        for block in draw_blocks(stream, schedule.block_tokens):
+            if not last and tokens >= first_token + schedule.round_tokens:
+                return
+            documents += len(block)
+            if tokens >= first_token:
+                self._progress.show(documents=f"{documents:,}")
+                yield block
+            tokens += block.num_tokens
 
-    def _show(self, record: dict[str, Any]) -> None:
-        figures = {"documents": f"{record['documents_scored']:,}"}
-        for name, key in (("u", "target_loss_proxy"), ("w", "target_loss_reference")):
-            if record[key] is not None:
-                figures[f"target_{name}"] = f"{record[key]:.3f}"
-        self._progress.show(**figures)
+    def _show(self, start: RoundStart) -> None:
+        for name, loss in (("u", start.target_loss_proxy), ("w", start.target_loss_reference)):
+            if loss is not None:
+                self._progress.show(**{f"target_{name}": f"{loss:.3f}"})
 
     def _decisions(self, stage: str) -> Path:
         return self._place / f"{stage}.decisions.parquet"

@@ -107,12 +107,14 @@ def cache_from_json(folder: Path, tree: dict[str, object]) -> TokenCache:
 
 
 def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Documents]:
-    """Consecutive documents of a stream in blocks of at least `block_tokens` tokens.
+    """Consecutive documents of a stream in blocks of `block_tokens` tokens on average.
 
-    The last block may be smaller. Blocks run across the stream's chunks.
+    A block ends with the document that fills it; what that document holds beyond is taken off the
+    next block (whole blocks' worth excepted). The last block may be smaller. Blocks run across the
+    stream's chunks.
     """
     held: list[Documents] = []
-    held_tokens = 0
+    held_tokens = 0  # of the block being filled, what the one before took too much included
     for chunk in stream:
         first = 0
         ends = chunk.offsets[1:]
@@ -125,7 +127,7 @@ def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Docu
             first = last
             if held_tokens >= block_tokens:
                 yield concatenate(held)
-                held, held_tokens = [], 0
+                held, held_tokens = [], held_tokens % block_tokens
     if held:
         yield concatenate(held)
 

@@ -27,12 +27,14 @@ class Windows:
         start: first input read, int64 [M]; input 0 is the prefix.
         scored: first input whose prediction counts, int64 [M]; start <= scored < stop.
         stop: one past the last input read, int64 [M].
+        window: inputs a model reads at once; no row of a batch is wider.
     """
 
     document: Int64
     start: Int64
     scored: Int64
     stop: Int64
+    window: int
 
     def __len__(self) -> int:
         return len(self.document)
@@ -49,6 +51,7 @@ class Windows:
             self.start[positions],
             self.scored[positions],
             self.stop[positions],
+            self.window,
         )
 
 
@@ -70,7 +73,7 @@ def rolling_windows(lengths: npt.NDArray[np.integer], window: int, overlap: int)
     start = (np.arange(len(document)) - first) * stride
     scored = np.where(start == 0, 0, start + overlap)
     stop = np.minimum(start + window, np.asarray(lengths, dtype=np.int64)[document])
-    return Windows(document, start, scored, stop)
+    return Windows(document, start, scored, stop, window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def make_batches(
     windows share a batch is a matter of speed only: no number depends on it beyond rounding.
     """
     order = np.argsort(-windows.lengths, kind="stable")
-    padded = -(-windows.lengths[order] // multiple) * multiple
+    padded = np.minimum(-(-windows.lengths[order] // multiple) * multiple, windows.window)
     batches = []
     first = 0
     while first < len(order):

@@ -124,7 +124,8 @@ def _create_inputs(
     decisions: Sequence[Path],
     scales: Sequence[RoundScale],
 ) -> None:
-    database.read_parquet([str(path) for path in documents]).create_view("documents")
+    every = database.read_parquet([str(path) for path in documents])
+    every.project("document_id, tokens").create_view("documents")  # not the user's columns
     database.read_parquet([str(path) for path in decisions]).create_view("decisions")
     rows = pa.table(
         {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from curate.noise import make_key, random_uint64
 from curate.read.documents import Documents
 from curate.records import DECISION
 from curate.select.budget import keep_top
-from curate.select.methods.base import Method, Scores
+from curate.select.methods.base import Method, RoundStart, Scores
 
 _ROWS_PER_WRITE = 100_000
 
@@ -59,6 +59,7 @@ def run_round(
     keep: float,
     seed: int,
     learn: bool = True,
+    on_start: Callable[[RoundStart], None] = lambda start: None,
 ) -> RoundResult:
     """Run one round over `blocks` and write its decisions to the Parquet file `path`.
 
@@ -71,12 +72,14 @@ def run_round(
         keep: share of each block's tokens to keep.
         seed: of the tie breaks.
         learn: whether the method is told what was kept.
+        on_start: told how the round begins.
 
     Raises:
         NonFiniteLoss: a score is NaN or infinite.
     """
     started = time.monotonic()
     start = method.start_round(round_index)
+    on_start(start)
     ties = make_key(seed, "ties", round_index)
     tally = _Tally()
     with atomic_path(path) as temporary, _DecisionWriter(temporary, round_index) as writer:

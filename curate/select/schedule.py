@@ -11,15 +11,39 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 from curate.config.schema import BladeConfig, Config
-from curate.select.methods.base import Schedule
 from curate.train.model import ModelShape
 
 _TOKENS_PER_PARAMETER = 20
 _LONGEST_SYNC_INTERVAL = 1000
 _ROUNDS_PER_PASS = 3
 _PRETRAINED_WARMUP_BATCHES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How the pool is drawn: `passes` times, each in `rounds_per_pass` rounds of blocks.
+
+    A round takes `blocks_per_round` blocks' worth of tokens; the last of a pass takes the rest.
+    """
+
+    passes: int = 1
+    rounds_per_pass: int = 1
+    blocks_per_round: int = 1
+    block_tokens: int = 65536
+    rescore: bool = False
+
+    @property
+    def round_tokens(self) -> int:
+        """Tokens drawn in a round, but for whole documents and the pass's end."""
+        return self.blocks_per_round * self.block_tokens
+
+    @property
+    def rounds(self) -> int:
+        """Rounds in all, a final rescore not counted."""
+        return self.passes * self.rounds_per_pass
 
 
 def resolve_config(

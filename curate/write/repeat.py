@@ -3,9 +3,9 @@
 Why: a document of weight 1.3 should be seen 1.3 times on average. It gets one copy, and a second
 one with probability 0.3.
 
-How: stochastic rounding with noise that is a function of (seed, document) alone (`curate.noise`), so
-the copies of a document do not depend on the order, the batch or the process that asks. A part is
-emitted in passes, copy 0 of its rows, then copy 1 of those that have one, and so on, because a
+How: stochastic rounding with noise that is a function of (seed, document) alone (`curate.noise`),
+so the copies of a document do not depend on the order, the batch or the process that asks. A part
+is emitted in passes, copy 0 of its rows, then copy 1 of those that have one, and so on, because a
 trainer that reads in order should not meet the same document twice in a row.
 """
 

@@ -232,9 +232,12 @@ def test_blocks_end_with_the_document_that_fills_them(chunks, block_tokens):
     together = concatenate(blocks)
     assert together.ids.tolist() == every.ids.tolist()
     assert tokens_of(together) == tokens_of(every)
+    drawn = 0
     for block in blocks:
-        assert block.num_tokens - block.lengths[-1] < block_tokens
-    for block in blocks[:-1]:
-        assert block.num_tokens >= block_tokens
+        before_last = drawn + block.num_tokens - block.lengths[-1]
+        assert before_last // block_tokens == drawn // block_tokens
+        drawn += block.num_tokens
+        if block is not blocks[-1]:
+            assert drawn // block_tokens > before_last // block_tokens
     whole = [block.ids.tolist() for block in draw_blocks(iter([every]), block_tokens)]
     assert [block.ids.tolist() for block in blocks] == whole

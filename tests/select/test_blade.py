@@ -242,18 +242,19 @@ def test_a_checkpoint_of_the_warm_up_can_be_restored(planted, tmp_path):
     assert pq.read_table(tmp_path / "on").equals(pq.read_table(tmp_path / "again"))
 
 
-def test_a_rescore_from_a_checkpoint_uses_a_pair_made_from_the_same_proxy(planted, tmp_path):
-    bench = make_bench(planted, lambda_=1.0)
-    method = BladeMethod(bench.context)
-    run(method, planted, tmp_path / "d", 0)
+def test_a_checkpoint_holds_the_pair_and_its_lambda(planted, tmp_path):
+    settings = {"lambda_": 0.5, "lambda_end": 2.0, "lambda_schedule": "linear"}
+    method = BladeMethod(make_bench(planted, **settings).context)
+    run(method, planted, tmp_path / "d", 2)
     block = blocks_of(planted)[0]
     expected = method.score(block)
     method.save(tmp_path / "checkpoint")
-    restored = BladeMethod(make_bench(planted, lambda_=1.0).context)
+    restored = BladeMethod(make_bench(planted, **settings).context)
     restored.load(tmp_path / "checkpoint")
     found = restored.score(block)
     np.testing.assert_array_equal(found.score, expected.score)
     np.testing.assert_array_equal(found.proxy_loss, expected.proxy_loss)
+    np.testing.assert_allclose(found.score, 2 * found.excess_loss)
 
 
 def test_equal_seeds_give_equal_runs_and_other_seeds_others(planted, tmp_path):

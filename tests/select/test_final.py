@@ -268,6 +268,20 @@ def test_a_document_not_visited_in_every_round_is_averaged_over_its_own_visits(t
     assert [row["round"] for row in rows] == [1, 0, 0]
 
 
+def test_the_best_document_is_kept_however_small_the_budget(tmp_path):
+    case = Case(2, passes=1, rounds_per_pass=1)
+    expected = [one for one, row in case.expected("last", 1e-6).items() if row["kept"]]
+    totals, table = select(case, tmp_path, 1e-6, "last")
+    rows = [row for row in table.to_pylist() if row["kept"]]
+    assert [row["document_id"] for row in rows] == expected
+    assert rows[0]["weight"] == pytest.approx(1)
+    assert totals.documents == 1
+    pq.write_table(case.decision_table(), tmp_path / "scored")
+    figures = mark_top(tmp_path / "marked", tmp_path / "scored", keep=1e-6, seed=0)
+    assert figures["documents_kept"] == 1
+    assert figures["threshold"] == max(visit[3] for visit in case.visits)
+
+
 def test_scores_without_spread_count_as_average(tmp_path):
     case = Case(0)
     case.scales = [(5.0, 0.0)] * len(case.scales)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curate.select.methods.base import Context, Method, RoundStart, Schedule, Scores
+from curate.select.methods.base import Context, Method, RoundStart, Scores
 from curate.select.methods.blade import BladeMethod
 from curate.select.methods.random import RandomMethod
 
@@ -12,4 +12,4 @@ METHODS: dict[str, type[BladeMethod] | type[RandomMethod]] = {
 }
 """Every name that config.method may have."""
 
-__all__ = ["METHODS", "Context", "Method", "RoundStart", "Schedule", "Scores"]
+__all__ = ["METHODS", "Context", "Method", "RoundStart", "Scores"]

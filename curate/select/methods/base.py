@@ -18,6 +18,7 @@ import numpy.typing as npt
 from curate.config.schema import Config
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
+from curate.select.schedule import Schedule
 from curate.train.model import LanguageModel
 from curate.train.optimizer import StepRecord
 
@@ -39,22 +40,6 @@ class Scores:
     reference_loss: Float64
     excess_loss: Float64
     score: Float64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """How the pool is drawn: `passes` times, each in `rounds_per_pass` rounds of blocks."""
-
-    passes: int = 1
-    rounds_per_pass: int = 1
-    blocks_per_round: int = 1
-    block_tokens: int = 65536
-    rescore: bool = False
-
-    @property
-    def rounds(self) -> int:
-        """Rounds in all, a final rescore not counted."""
-        return self.passes * self.rounds_per_pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ class BladeMethod:
         self._reference_steps = 0
         self._lookahead_steps = 0
         self._target_batches = self._draw_target(0)
-        self._mixture_key = make_key(config.seed, "mixture")
+        self._mixture_key = 0
         self._tie_key = make_key(config.seed, "ties")
 
     def warm_up(self) -> None:
@@ -77,6 +77,7 @@ class BladeMethod:
         pool = self._sync_batches(round_index, num_steps) if lambda_ > 0 else []
         self._make_pair(target, pool, lambda_)
         self._lambda = lambda_
+        self._mixture_key = make_key(self._config.seed, "mixture", round_index)
         if self._reference is None:
             raise RuntimeError("a sync makes a reference")
         sample = self._target_sample()
