@@ -244,8 +244,7 @@ def log_rows(run: Run) -> dict[str, list[tuple[Any, ...]]]:
 def _rows_without_times(connection: duckdb.DuckDBPyConnection, name: str) -> list[tuple[Any, ...]]:
     times = TIMES.get(name, [])
     columns = f"* EXCLUDE ({', '.join(times)})" if times else "*"
-    rows = connection.execute(f'SELECT {columns} FROM "{name}"').fetchall()
-    return [tuple(map(repr, row)) for row in rows]
+    return connection.execute(f'SELECT COLUMNS({columns})::VARCHAR FROM "{name}"').fetchall()
 
 
 def assert_same_outcome(ours: Run, theirs: Run) -> None:

@@ -236,7 +236,8 @@ def test_unknown_granularity(place: Path) -> None:
     )
 
 
-def test_unknown_model(place: Path) -> None:
+def test_unknown_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no retries
     assert refused(place, "--model", "huge") == says(
         "There is no model huge: it is not tiny, small, base, and no causal language model with "
         "safetensors weights could be loaded from there.",
@@ -278,9 +279,7 @@ def test_a_missing_config_file(place: Path) -> None:
 def test_nothing_given() -> None:
     result = curate("run")
     assert result.exit_code == 2
-    assert result.stderr == says(
-        "pool is missing.", "Give --pool or write pool in the config."
-    )
+    assert result.stderr == says("pool is missing.", "Give --pool or write pool in the config.")
 
 
 @pytest.mark.parametrize("device", ["tpu", "gpu", "mps", "meta", ""])
@@ -340,9 +339,7 @@ def test_output_folder_with_a_manifest_of_something_else(place: Path, manifest: 
 def test_output_path_is_a_file(place: Path) -> None:
     out = place / "out"
     out.write_text("a file")
-    assert refused(place) == says(
-        f"The output {out} is a file.", "Give another folder with --out."
-    )
+    assert refused(place) == says(f"The output {out} is a file.", "Give another folder with --out.")
     assert out.read_text() == "a file"
 
 

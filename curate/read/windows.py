@@ -81,8 +81,8 @@ class Batch:
     """A padded batch of windows, right-padded: under causal attention no mask is needed.
 
     Attributes:
-        windows: position of each row's window in its `Windows`, int64 [B].
-        inputs: token ids, int64 [B, L].
+        windows: position in its `Windows` of each row's window, int64 [R]; rows beyond are empty.
+        inputs: token ids, int64 [B, L], B >= R.
         labels: the token after each input, int64 [B, L]; -100 where it does not count.
     """
 
@@ -97,12 +97,14 @@ def make_batches(
     *,
     prefix_id: int,
     microbatch_tokens: int,
-    multiple: int = 32,
+    multiple: int = 64,
 ) -> list[Batch]:
     """Group windows of like length into padded batches of at most `microbatch_tokens` cells.
 
-    Rows are padded to a multiple of `multiple` inputs, so that few distinct shapes occur. Which
-    windows share a batch is a matter of speed only: no number depends on it beyond rounding.
+    Rows are padded to a multiple of `multiple` inputs, and a batch that is not full to a quarter of
+    its rows, so that few distinct shapes occur: kernels are made, and their memory held, once a
+    shape. Which windows share a batch is a matter of speed only: no number depends on it beyond
+    rounding.
     """
     order = np.argsort(-windows.lengths, kind="stable")
     padded = np.minimum(-(-windows.lengths[order] // multiple) * multiple, windows.window)
@@ -112,14 +114,18 @@ def make_batches(
         width = int(padded[first])
         rows = max(1, microbatch_tokens // width)
         chosen = order[first : first + rows]
-        batches.append(_fill(documents, windows, chosen, width, prefix_id))
+        quarter = -(-rows // 4)
+        shape = (min(rows, -(-len(chosen) // quarter) * quarter), width)
+        batches.append(_fill(documents, windows, chosen, shape, prefix_id))
         first += rows
     return batches
 
 
-def _fill(documents: Documents, windows: Windows, rows: Int64, width: int, prefix_id: int) -> Batch:
-    inputs = np.full((len(rows), width), prefix_id, dtype=np.int64)
-    labels = np.full((len(rows), width), -100, dtype=np.int64)
+def _fill(
+    documents: Documents, windows: Windows, rows: Int64, shape: tuple[int, int], prefix_id: int
+) -> Batch:
+    inputs = np.full(shape, prefix_id, dtype=np.int64)
+    labels = np.full(shape, -100, dtype=np.int64)
     for line, window in enumerate(rows):
         base = documents.offsets[windows.document[window]]
         start, scored, stop = windows.start[window], windows.scored[window], windows.stop[window]

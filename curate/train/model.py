@@ -23,7 +23,10 @@ from curate.errors import InvalidInput
 from curate.read.windows import Batch
 from curate.train.compute import Compute
 
-_CHUNK_LOGITS = 1 << 24
+_CHUNK_LOGITS = 1 << 23
+"""Logits made at once, 32 MiB in float32."""
+_HEAD_ROWS = 512
+"""The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
 
 
@@ -192,33 +195,34 @@ class LanguageModel:
         """
         device = self.compute.device
         inputs = torch.from_numpy(batch.inputs).to(device)
-        labels = torch.from_numpy(batch.labels).to(device)
-        counted = labels != -100
-        targets = labels[counted]
+        labels = torch.from_numpy(batch.labels).to(device).flatten()
+        counted = (labels != -100).nonzero()[:, 0]
         with self.compute.autocast():
-            losses = list(self._chunk_losses(inputs, counted, targets))
-        return torch.cat(losses), counted.nonzero()[:, 0]
+            losses = list(self._chunk_losses(inputs, counted, labels[counted]))
+        return torch.cat(losses), counted // inputs.shape[1]
 
     def _chunk_losses(self, inputs: Tensor, counted: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """Losses at the flat positions `counted`, a chunk of logits at a time."""
         if not self._direct_head:
             logits = self.network(input_ids=inputs, use_cache=False).logits
-            yield _cross_entropy(logits[counted], targets)
+            yield _cross_entropy(logits.flatten(0, 1)[counted], targets)
             return
         decoder, head = _parts(self.network)
-        hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state[counted]
-        rows = max(1, _CHUNK_LOGITS // head.weight.shape[0])
+        hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        rows = max(_HEAD_ROWS, _CHUNK_LOGITS // head.weight.shape[0])
         many = torch.is_grad_enabled() and len(targets) > 2 * rows
-        for piece, target in zip(
-            torch.split(hidden, rows), torch.split(targets, rows), strict=True
-        ):
+        pieces = zip(torch.split(counted, rows), torch.split(targets, rows), strict=True)
+        for positions, target in pieces:
+            padded = nn.functional.pad(positions, (0, -len(positions) % _HEAD_ROWS))
             if many:
-                yield checkpoint(_head_loss, head, piece, target, use_reentrant=False)
+                yield checkpoint(_head_loss, head, hidden[padded], target, use_reentrant=False)
             else:
-                yield _head_loss(head, piece, target)
+                yield _head_loss(head, hidden[padded], target)
 
 
 def _head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return _cross_entropy(head(hidden), targets)
+    """Losses of the first rows of `hidden`; the rest only rounds the shape up."""
+    return _cross_entropy(head(hidden)[: len(targets)], targets)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.config import (
@@ -188,6 +188,7 @@ def test_every_setting_and_its_doc_are_written() -> None:
     assert tree == config_to_tree(config_from_tree(REQUIRED))
 
 
+@settings(max_examples=40, deadline=None)
 @given(config=configs())
 def test_what_is_written_loads_back_equal(config: Config) -> None:
     text = config_to_yaml(config)
@@ -195,11 +196,14 @@ def test_what_is_written_loads_back_equal(config: Config) -> None:
     assert config_from_tree(config_to_tree(config)) == config
 
 
-@given(config=configs())
-def test_a_written_file_loads_back_equal(
-    config: Config, tmp_path_factory: pytest.TempPathFactory
+@settings(max_examples=50, deadline=None)
+@given(text=TEXTS)
+def test_any_text_loads_back_from_a_file(
+    text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "written.yaml"
+    tree = {**REQUIRED, "pool": text, "metadata_columns": [text, "b"], "model": {"name": text}}
+    config = config_from_tree(tree)
     path.write_text(config_to_yaml(config), encoding="utf-8")
     assert load_config(path) == config
 
