@@ -206,7 +206,7 @@ def shared_run(factory: pytest.TempPathFactory, **settings: Any) -> Run:
         write_pool(inputs)
     name = ",".join(f"{key}={value}" for key, value in sorted(settings.items())) or "default"
     if name not in runs:
-        runs[name] = run_tiny(inputs, base / f"shared-{len(runs)}", **settings)
+        runs[name] = run_tiny(inputs, factory.mktemp("shared") / "out", **settings)
     return runs[name]
 
 

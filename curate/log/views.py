@@ -197,22 +197,20 @@ def _create_why() -> list[str]:
     decision = "r.round, r.proxy_loss, r.reference_loss, r.excess_loss, r.score, r.threshold"
     outcome = "o.weight AS document_weight, o.kept AS document_kept, o.reason AS document_reason"
     place = "o.document_id, o.shard_id, o.row, o.tokens, o.bytes"
+    # Plain subqueries: DuckDB 1.4 cannot read back the CTEs of a macro that 2.0 has stored.
+    visits = "(SELECT count(*) FROM decision AS c WHERE c.document_id = id"
     query = f"""
-    WITH r AS MATERIALIZED (
-        SELECT c.* FROM decision AS c WHERE c.document_id = id
-    ), o AS MATERIALIZED (
-        SELECT d.document_id, d.shard_id, d.row, d.tokens, d.bytes, d.weight, d.kept, d.reason,
-            (SELECT count(*) FROM r) AS rounds,
-            (SELECT count(*) FROM r WHERE r.kept) AS rounds_kept
-        FROM document AS d WHERE d.document_id = id
-    )
     SELECT {place}, {decision}, r.kept, r.reason, {outcome},
         {_round_explanation()} AS explanation
-    FROM r CROSS JOIN o
+    FROM (SELECT * FROM decision AS c WHERE c.document_id = id) AS r
+    CROSS JOIN (SELECT * FROM document AS d WHERE d.document_id = id) AS o
     UNION ALL
     SELECT {place}, NULL, NULL, NULL, NULL, NULL, NULL, o.kept, o.reason, {outcome},
         {_final_explanation()} AS explanation
-    FROM o
+    FROM (
+        SELECT d.*, {visits}) AS rounds, {visits} AND c.kept) AS rounds_kept
+        FROM document AS d WHERE d.document_id = id
+    ) AS o
     ORDER BY round NULLS LAST
     """
     comment = (
