@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from curate.config.schema import Config, Section, field_key
+from curate.config.schema import Config, Section, field_key, number_in_words
 from curate.errors import InvalidInput
 
 Tree = dict[str, Any]
@@ -115,6 +115,8 @@ def _yaml_lines(section: Section, indent: str) -> Iterable[str]:
             continue
         plain = list(value) if isinstance(value, tuple) else value
         text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**6)
+        if "\x85" in text:  # next line, which YAML folds into a space
+            text = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
         text = text.removesuffix("\n").removesuffix("...").strip()
         yield f"{indent}# {field.metadata['doc']}\n{indent}{field_key(field)}: {text}\n"
 
@@ -205,7 +207,7 @@ def _float_or_none(value: Any) -> float | None:
     """The number meant: YAML 1.1 reads 1 as an integer and 1e-3 as text."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -217,7 +219,7 @@ def _kind(value: object) -> str:
     if isinstance(value, str):
         return f'the text "{value}"'
     if isinstance(value, int | float):
-        return f"the number {value:g}"
+        return f"the number {number_in_words(value)}"
     return {"list": "a list", "dict": "a mapping", "date": "a date"}.get(
         type(value).__name__, f"a {type(value).__name__}"
     )

@@ -70,11 +70,17 @@ def _check_limits(path: str, value: object, limits: Any) -> None:
         return
     wanted = _limits_in_words(limits)
     inside = limits["minimum"] <= value <= limits["maximum"] and value > limits["above"]
-    if not inside or not math.isfinite(value):
+    if not inside or value in (math.inf, -math.inf):
         raise InvalidInput(
-            f"{path} must be a number {wanted}, but is {value:g}.",
+            f"{path} must be a number {wanted}, but is {number_in_words(value)}.",
             f"Set {path} to a number {wanted}.",
         )
+
+
+def number_in_words(value: float) -> str:
+    """A number as people write it, of any size."""
+    text = str(value) if isinstance(value, int) else f"{value:g}"
+    return text if len(text) <= 40 else f"{text[:8]}... ({len(text)} digits)"
 
 
 def _limits_in_words(limits: Any) -> str:

@@ -179,9 +179,17 @@ def _keep_rates(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
     for column in grouping_columns(connection)[:1]:
         view = quote(f"keep_rate_by_{column}")
         values = _rows(connection, f"SELECT count(*) AS n FROM {view}")[0]["n"]
-        rows = _rows(connection, f"FROM {view} LIMIT 10")
+        rows = _rows(connection, f"{keep_rate_rows(column)} LIMIT 10")
         return {"column": column, "rows": rows, "values": values}
     return None
+
+
+def keep_rate_rows(column: str) -> str:
+    """SQL for the rows of a keep_rate view with the values as text.
+
+    Some types (times with a zone) DuckDB hands to Python only with another package's help.
+    """
+    return f"SELECT * REPLACE (value::VARCHAR AS value) FROM {quote(f'keep_rate_by_{column}')}"
 
 
 def grouping_columns(connection: duckdb.DuckDBPyConnection) -> list[str]:

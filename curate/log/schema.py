@@ -56,7 +56,7 @@ RUN = Table(
         Column("method", "VARCHAR", "Selection method, for example blade, color or random."),
         Column("granularity", "VARCHAR", "What is kept or dropped: document or token."),
         Column("keep_ratio", "DOUBLE", "Share of the pool's tokens to keep, 0 to 1."),
-        Column("pool_documents", "BIGINT", "Documents of the pool with at least one token."),
+        Column("pool_documents", "BIGINT", "Documents of the pool, empty ones included."),
         Column("pool_tokens", "BIGINT", "Tokens of the pool."),
         Column("target_documents", "BIGINT", "Documents of the target."),
         Column("target_tokens", "BIGINT", "Tokens of the target."),

@@ -44,13 +44,14 @@ class RunFolder:
         Raises:
             OutputConflict: it holds other files, or a run of other settings or inputs.
         """
-        if self.path.exists() and not self.path.is_dir():
+        place = next(one for one in (self.path, *self.path.absolute().parents) if one.exists())
+        if not place.is_dir():
             raise OutputConflict(
-                f"The output {self.path} is a file.", "Give another folder with --out."
+                f"The output {place} is a file.", "Give another folder with --out."
             )
         wanted = _identity(config, pool, target)
         if not self.manifest_path.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and any(map(_is_foreign, self.path.iterdir())):
                 raise OutputConflict(
                     f"The output folder {self.path} is not empty and holds no curate run.",
                     "Give another folder with --out, or empty this one.",
@@ -138,6 +139,11 @@ class RunFolder:
 
     def _write_times(self, times: dict[str, Any]) -> None:
         write_text(self.state / "times.json", json.dumps(times, indent=1) + "\n")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file in a folder without a manifest is not what a killed first write left."""
+    return path.name != ".manifest.json.tmp"
 
 
 def _identity(config: Config, pool: Corpus, target: Corpus) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import torch
 
 from curate.config import Config
 from curate.errors import InvalidInput
+from curate.log.load import check_log_path
+from curate.log.query import LOG_NAME
 from curate.pipeline.folder import RunFolder
 from curate.read.corpus import Corpus, open_corpus
-from curate.read.tokenizer import text_bytes
+from curate.read.tokenizer import load_tokenizer, text_bytes
 from curate.records import OUTPUT_COLUMNS
 from curate.train.compute import Compute, resolve_compute
 from curate.train.model import ModelShape, find_shape
@@ -51,11 +53,17 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
         role="target",
     )
     shape = find_shape(config.model.name)
+    if shape.llama is None:
+        load_tokenizer(config.model.name)
     _check_window(config, shape)
     columns = _metadata_columns(config, pool)
     for corpus, flag in ((pool, "--pool"), (target, "--target")):
         _check_text(corpus, flag)
-    folder = RunFolder(Path(config.out))
+    out = Path(config.out).expanduser()
+    check_log_path(out / LOG_NAME)
+    for source, flag in ((config.pool, "--pool"), (config.target, "--target")):
+        _check_apart(out, source, flag)
+    folder = RunFolder(out)
     folder.check(config, pool, target)
     inputs = Inputs(
         config=config,
@@ -66,6 +74,16 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
         metadata_columns=columns,
     )
     return inputs, folder
+
+
+def _check_apart(out: Path, source: str, flag: str) -> None:
+    """An output below its own input would be read as part of it next time."""
+    inside = Path(source).expanduser()
+    if inside.is_dir() and out.absolute().resolve().is_relative_to(inside.resolve()):
+        raise InvalidInput(
+            f"The output folder {out} lies inside {flag} {source}.",
+            "Give another folder with --out.",
+        )
 
 
 def _check_window(config: Config, shape: ModelShape) -> None:

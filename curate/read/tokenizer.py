@@ -71,8 +71,18 @@ class TextTokenizer:
 
 
 def load_tokenizer(source: str) -> TextTokenizer:
-    """The tokenizer in a folder, or of a Hub id; never runs code of the model's repository."""
-    loaded = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    """The tokenizer in a folder, or of a Hub id; never runs code of the model's repository.
+
+    Raises:
+        InvalidInput: there is none that can be loaded.
+    """
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        raise InvalidInput(
+            f"The model {source} has no tokenizer that can be loaded.",
+            "Choose a model with a tokenizer.json that names a bos or eos token.",
+        ) from None
     return TextTokenizer(loaded)
 
 

@@ -23,8 +23,8 @@ import duckdb
 import yaml
 
 from curate.files import write_text
-from curate.log.query import grouping_columns
-from curate.log.schema import DOCUMENT_REASONS, quote
+from curate.log.query import grouping_columns, keep_rate_rows
+from curate.log.schema import DOCUMENT_REASONS
 
 Row = dict[str, Any]
 _VALUES = 20
@@ -116,7 +116,7 @@ def keep_rates(
     At most `values` rows are given of each: those with the most pool tokens.
     """
     return {
-        name: query(connection, f"FROM {quote(f'keep_rate_by_{name}')} LIMIT {values}")
+        name: query(connection, f"{keep_rate_rows(name)} LIMIT {values}")
         for name in grouping_columns(connection)[:columns]
     }
 

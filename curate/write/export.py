@@ -122,12 +122,21 @@ def export_dataset(
 
 def _part_paths(out: Path) -> list[Path]:
     paths = sorted((out / "data").glob("part-*.parquet"))
-    if not (out / "manifest.json").is_file() or not paths:
+    if not _is_complete(out) or not paths:
         raise InvalidInput(
             f"There is no finished run in {out}.",
             "Give the output folder of a finished curate run.",
         )
     return paths
+
+
+def _is_complete(out: Path) -> bool:
+    """Whether the manifest says that the run went to its end: parts alone may be some of them."""
+    try:
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        return "complete" in manifest["stages"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _run_seed(out: Path) -> int:

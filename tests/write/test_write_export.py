@@ -24,6 +24,8 @@ from curate.write.repeat import part_ids, repeat_counts
 
 _COLUMNS = ["text", "decimal", "when", "category", "binary", "large", "flag", "day"]
 
+COMPLETE = '{"stages": {"complete": {}}}'
+
 
 def finished_run(out: Path, *, columns: list[str] | None = None, rows: int = 300) -> Path:
     """An output folder with parts 0 and 2, with weights from 0.25 to 3."""
@@ -35,7 +37,7 @@ def finished_run(out: Path, *, columns: list[str] | None = None, rows: int = 300
         selection = selection.set_column(1, "weight", weights)
         path = out / "data" / f"part-{number:05d}.parquet"
         write_part(path, table.schema, numbered(table, 50), selection, row_group_rows=40)
-    (out / "manifest.json").write_text("{}")
+    (out / "manifest.json").write_text(COMPLETE)
     (out / "config.yaml").write_text("seed: 5\n")
     return out
 
@@ -123,7 +125,7 @@ def test_json_has_no_nan(tmp_path: Path):
         numbered(table, 1),
         selection_of([0]),
     )
-    (tmp_path / "out/manifest.json").write_text("{}")
+    (tmp_path / "out/manifest.json").write_text(COMPLETE)
     export_dataset(tmp_path / "out", to="jsonl", dest=tmp_path / "lines")
     row = json.loads((tmp_path / "lines/part-00000.jsonl").read_text())
     assert (row["x"], row["t"]) == ([None, None, 1.0], 1.5)

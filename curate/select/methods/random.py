@@ -36,7 +36,8 @@ class RandomMethod:
         """Nothing is learned."""
 
     def save(self, path: Path) -> None:
-        """There is no state."""
+        """There is no state: the file is empty."""
+        path.write_bytes(b"")
 
     def load(self, path: Path) -> None:
         """There is no state."""
