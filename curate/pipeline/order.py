@@ -68,8 +68,6 @@ def run(config: Config, stream: TextIO | None = None) -> RunSummary:
     complete = folder.result("complete")
     if complete is None:
         folder.create()
-        if inputs.compute.device.type == "cpu":
-            keep_freed_memory()
         with Progress(stream) as progress:
             complete = _run_stages(inputs, folder, progress, stream)
     return RunSummary(out=folder.path, stage_seconds=folder.stage_seconds(), **complete)
@@ -101,6 +99,8 @@ def _run_stages(
             on_step=rounds.steps.add,
             on_tokens=progress.advance,
         )
+        if inputs.compute.device.type == "cpu":
+            keep_freed_memory()
         progress.start("curate", expected_tokens(config, schedule, cache.tokens), "tok")
         rounds.run(METHODS[config.method](context))
     selection, kept = outputs.select_stage(config, folder, cache, rounds.files())
