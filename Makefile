@@ -28,10 +28,11 @@ check-python:
 
 demo: install
 	rm -rf $(DEMO)/out
-	$(BIN)/python examples/harvest_python.py $(DEMO)/corpus --megabytes 5.2
+	$(BIN)/python examples/harvest_python.py $(DEMO)/corpus --megabytes 5.1
 	$(BIN)/curate run pipelines/demo.yaml
 	@echo; echo "What share of each kind of text was kept:"
-	@$(BIN)/curate log $(DEMO)/out --sql "FROM keep_rate_by_source"
+	@$(BIN)/curate log $(DEMO)/out --sql "SELECT value AS source, documents, documents_kept, \
+	  tokens, tokens_kept, round(enrichment, 2) AS enrichment FROM keep_rate_by_source"
 	@echo; echo "Why was this document dropped?"
 	@id=$$($(BIN)/curate log $(DEMO)/out --format csv --sql "SELECT document_id FROM document \
 	  WHERE NOT kept AND tokens > 0 ORDER BY source = 'docstrings' DESC, document_id LIMIT 1" \
