@@ -201,7 +201,7 @@ def test_half_written_data_is_no_finished_run(
     assert not dest.exists()
 
 
-# What may not change between sessions.
+# What may not change between two starts.
 
 
 def interrupted(inputs: Path, out: Path, fault: Fault) -> None:

@@ -109,7 +109,7 @@ class RunFolder:
         self._write()
 
     def stage_seconds(self) -> dict[str, float]:
-        """Seconds each finished stage took, over all sessions."""
+        """Seconds each finished stage took, over all starts of the run."""
         seconds: dict[str, float] = self._read_times().get("stages", {})
         return seconds
 

@@ -41,7 +41,7 @@ class RunSummary:
         pool_tokens: their tokens.
         kept_documents: rows in the curated dataset.
         kept_tokens: their tokens.
-        stage_seconds: time by stage, over all sessions of the run.
+        stage_seconds: time by stage, over all starts of the run.
     """
 
     out: Path
