@@ -314,7 +314,7 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path, fault: Fault) -> None:
 
 def test_a_real_signal_in_the_middle(tmp_path: Path) -> None:
     inputs = write_plain_pool(tmp_path, rows=8)
-    settings = {"blade__passes": 3, "blade__warmup_tokens": 0}
+    settings = {"blade__passes": 12, "blade__warmup_tokens": 0}
     whole = run_tiny(inputs, tmp_path / "whole", **settings)
     out = tmp_path / "out"
     command = [
