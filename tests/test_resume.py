@@ -321,9 +321,10 @@ def test_a_real_signal_in_the_middle(tmp_path: Path) -> None:
         sys.executable, "-c", "from curate.cli import main; main()",
         *run_arguments(inputs, out, **settings),
     ]  # fmt: skip
+    # A runner that was itself started in the background hands down an ignored SIGINT.
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         manifest = out / "manifest.json"
