@@ -324,7 +324,8 @@ def test_a_real_signal_in_the_middle(tmp_path: Path) -> None:
     # A runner that was itself started in the background hands down an ignored SIGINT.
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     try:
         manifest = out / "manifest.json"
