@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from curate.records import OUTPUT_COLUMNS
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 TINY = {
@@ -286,3 +288,11 @@ def working_folder(place: Path) -> Iterator[Path]:
         yield place
     finally:
         os.chdir(before)
+
+
+OURS = [field.name for field in OUTPUT_COLUMNS]
+"""Names of the columns that a run appends."""
+
+
+def shard_of(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import shutil
@@ -21,6 +20,7 @@ import pytest
 import yaml
 from run_helpers import (
     COMPARABLE,
+    OURS,
     ROWS,
     SHARDS,
     Run,
@@ -32,10 +32,10 @@ from run_helpers import (
     rich_table,
     run_arguments,
     run_tiny,
+    shard_of,
     shared_run,
     snapshot,
     spawn,
-    words,
     write_plain_pool,
 )
 
@@ -43,7 +43,6 @@ from curate.config import load_config
 from curate.records import OUTPUT_COLUMNS, split_document_id
 from curate.select.schedule import visit_coefficients
 
-OURS = [field.name for field in OUTPUT_COLUMNS]
 STRICT = {
     "blade__passes": 2,
     "blade__average": "linear",
@@ -71,10 +70,6 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Each of the finished runs on the rich pool; tests must not change them."""
     return shared_run(tmp_path_factory, **request.param)
-
-
-def shard_of(part: Path) -> int:
-    return int(part.stem.removeprefix("part-"))
 
 
 # The budget and the weights.
@@ -498,149 +493,3 @@ def test_lambda_schedules_appear_in_the_rounds(schedule: str, tmp_path: Path) ->
     assert found == pytest.approx(space(0.1, 0.8, len(found)).tolist(), rel=1e-6)
     models = run.sql("SELECT DISTINCT model FROM training ORDER BY model")
     assert models == [("lookahead",), ("proxy",), ("reference",)]
-
-
-def test_everything_may_be_kept(tmp_path: Path) -> None:
-    inputs = write_plain_pool(tmp_path, rows=6)
-    run = run_tiny(inputs, tmp_path / "out", keep=1.0, blade__warmup_tokens=0)
-    assert run.sql("SELECT count(*) FROM document WHERE kept AND weight = 1") == [(12,)]
-    assert sum(pq.read_metadata(part).num_rows for part in run.parts()) == 12
-
-
-@pytest.mark.parametrize("method", ["blade", "random"])
-def test_a_pool_of_one_document(tmp_path: Path, method: str) -> None:
-    inputs = write_plain_pool(tmp_path, shards=1, rows=1)
-    run = run_tiny(inputs, tmp_path / "out", method=method)
-    assert run.sql("SELECT kept, weight FROM document") == [(True, 1.0)]
-
-
-def test_documents_longer_than_a_block(tmp_path: Path) -> None:
-    """However unevenly documents fill blocks, each is visited once a pass."""
-    (tmp_path / "pool").mkdir()
-    random = np.random.default_rng(3)
-    texts = [words(random, 60 if row % 2 else 3) for row in range(8)]
-    pq.write_table(pa.table({"text": texts}), tmp_path / "pool" / "0.parquet")
-    pq.write_table(pa.table({"text": texts[:3]}), tmp_path / "target.parquet")
-    run = run_tiny(
-        tmp_path, tmp_path / "out", train__batch_tokens=64, blade__passes=2, blade__sync_every=3
-    )
-    assert (
-        run.sql("SELECT count(*), count(DISTINCT round) FROM decision GROUP BY document_id")
-        == [(2, 2)] * 8
-    )
-    [(kept, pool)] = run.sql("SELECT kept_tokens, pool_tokens FROM run")
-    [(largest,)] = run.sql("SELECT max(tokens) FROM document")
-    assert abs(kept - 0.2 * pool) < largest
-
-
-def test_shards_without_rows_or_kept_rows_have_no_part(tmp_path: Path) -> None:
-    inputs = write_plain_pool(tmp_path, shards=2, rows=6)
-    empty = pq.read_table(inputs / "pool" / "0.parquet").slice(0, 0)
-    pq.write_table(empty, inputs / "pool" / "00.parquet")
-    run = run_tiny(inputs, tmp_path / "out", method="random")
-    kept = run.sql("SELECT DISTINCT shard_id FROM document WHERE kept ORDER BY shard_id")
-    assert [shard_of(part) for part in run.parts()] == [shard for (shard,) in kept]
-    assert run.sql("SELECT count(*) FROM shard") == [(3,)]
-
-
-def test_any_name_of_a_pool_column(tmp_path: Path) -> None:
-    """Columns of the pool are the user's: none of their names may meet one of ours."""
-    names = [
-        *("kept", "score", "tokens", "Tokens", "document_id", "row", "weight", "round", "units"),
-        *("place", "reason", "excess_loss", "shard_id", "pool_kept", "bytes", "filename", "after"),
-        *("a b", 'q"uote', "é", "SELECT", "", "lambda", "file_row_number", "factor", "documents"),
-    ]
-    inputs = write_plain_pool(tmp_path, shards=1, rows=12)
-    path = inputs / "pool" / "0.parquet"
-    table = pq.read_table(path).select(["text"])
-    values = {name: [f"{index}/{row}" for row in range(12)] for index, name in enumerate(names)}
-    for name, column in values.items():
-        table = table.append_column(name, pa.array(column))
-    pq.write_table(table, path)
-    run = run_tiny(inputs, tmp_path / "out", method="random")
-    for name, column in values.items():
-        [(stored,)] = run.sql(
-            "SELECT column_name FROM duckdb_columns() WHERE table_name = 'document' "
-            "AND comment = $comment",
-            comment=f"Metadata of the pool: its column {name}.",
-        )
-        quoted = stored.replace('"', '""')
-        found = run.sql(f'SELECT "{quoted}" FROM document ORDER BY document.document_id')
-        assert [value for (value,) in found] == column, name
-    [part] = run.parts()
-    assert pq.read_table(part).drop_columns(OURS).column_names == ["text", *names]
-
-
-@pytest.mark.parametrize("names", [["id", "id"], ["b", "id"], []])
-def test_metadata_columns_in_any_order(tmp_path: Path, names: list[str]) -> None:
-    inputs = write_plain_pool(tmp_path, shards=1, rows=6)
-    path = inputs / "pool" / "0.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.append_column("b", pa.array([f"b{i}" for i in range(6)])), path)
-    run = run_tiny(inputs, tmp_path / "out", method="random", metadata_columns=names)
-    rows = run.sql("SELECT * FROM document ORDER BY document_id")
-    values = {"id": list(range(6)), "b": [f"b{i}" for i in range(6)]}
-    for index, name in enumerate(names):
-        assert [row[8 + index] for row in rows] == values[name]
-
-
-def test_metadata_of_every_scalar_type_groups(tmp_path: Path) -> None:
-    """The summary, the card and the report show keep rates by any column, of any type."""
-    inputs = write_plain_pool(tmp_path, shards=1, rows=12)
-    path = inputs / "pool" / "0.parquet"
-    text = pq.read_table(path).select(["text"])
-    rich = rich_table(0, 12)
-    half = pa.array([0] * 6 + [1] * 6)
-    for name in ("seen", "price", "flag"):
-        column = rich.column(name).take(half)
-        pq.write_table(text.append_column(name, column), path)
-        run = run_tiny(inputs, tmp_path / name, method="random")
-        assert name in (run.out / "README.md").read_text()
-        result = curate("log", run.out)
-        assert result.exit_code == 0, (name, result.exception)
-        assert name in result.stdout
-        shown = curate("log", run.out, "--sql", f"FROM keep_rate_by_{name}", "--format", "json")
-        assert len(json.loads(shown.stdout)) == 2, name
-
-
-# Other inputs.
-
-
-def test_a_compressed_jsonl_pool(tmp_path: Path) -> None:
-    (tmp_path / "pool").mkdir()
-    random = np.random.default_rng(0)
-    rows = [
-        {"text": words(random, 8) if i % 7 else None, "n": i, "deep": {"tags": ["x"] * (i % 3)}}
-        for i in range(30)
-    ]
-    for shard in range(2):
-        with gzip.open(tmp_path / "pool" / f"{shard}.jsonl.gz", "wt", encoding="utf-8") as lines:
-            for row in rows[shard * 15 : shard * 15 + 15]:
-                lines.write(json.dumps(row) + "\n")
-    with (tmp_path / "target.jsonl").open("w") as lines:
-        lines.write(json.dumps({"text": words(random, 9)}) + "\n")
-    (tmp_path / "target.jsonl").rename(tmp_path / "t.jsonl")
-    run = run_tiny(tmp_path, tmp_path / "out", method="random", target=str(tmp_path / "t.jsonl"))
-    kept = [document for (document,) in run.sql("SELECT n FROM document WHERE kept ORDER BY n")]
-    written = [
-        row for part in run.parts() for row in pq.read_table(part).drop_columns(OURS).to_pylist()
-    ]
-    assert kept
-    assert written == [rows[n] for n in kept]
-
-
-def test_a_saved_dataset_as_pool(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    rows = [{"text": words(random, 8), "n": i, "tags": ["x"] * (i % 3)} for i in range(30)]
-    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "pool"))
-    datasets.Dataset.from_list(rows[:5]).save_to_disk(str(tmp_path / "target"))
-    before = snapshot(tmp_path)
-    target = str(tmp_path / "target")
-    run = run_tiny(tmp_path, tmp_path / "out", method="random", target=target)
-    kept = [document for (document,) in run.sql("SELECT n FROM document WHERE kept ORDER BY n")]
-    [part] = run.parts()
-    assert kept
-    assert pq.read_table(part).drop_columns(OURS).to_pylist() == [rows[n] for n in kept]
-    after = snapshot(tmp_path)
-    assert {name: after[name] for name in before} == before
-    assert {name for name in after if not name.startswith("out/")} == set(before)
