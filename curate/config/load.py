@@ -117,7 +117,7 @@ def _yaml_lines(section: Section, indent: str) -> Iterable[str]:
         text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**6)
         if "\x85" in text:  # next line, which YAML folds into a space
             text = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
-        text = text.removesuffix("\n").removesuffix("...").strip()
+        text = text.removesuffix("\n").removesuffix("...").strip(" \n")
         yield f"{indent}# {field.metadata['doc']}\n{indent}{field_key(field)}: {text}\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from curate.config import (
@@ -198,6 +198,7 @@ def test_what_is_written_loads_back_equal(config: Config) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(text=TEXTS)
+@example(text="\xa0")  # a space to Python, not to YAML
 def test_any_text_loads_back_from_a_file(
     text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
