@@ -73,7 +73,7 @@ def build_log(
             _insert_training(connection, training)
             few = [name for name in names if _few_values(connection, name)]
             _execute(connection, views.create_views(document, few))
-        _remove_siblings(path)
+        remove_siblings(path)
 
 
 def check_log_path(path: Path) -> None:
@@ -88,7 +88,7 @@ def check_log_path(path: Path) -> None:
 @contextlib.contextmanager
 def _new_database(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection whose current database is a new file; checkpointed and closed at the end."""
-    _remove_siblings(path)
+    remove_siblings(path)
     spill = path.with_name(f"{path.name}.spill")
     connection = duckdb.connect(
         config={
@@ -108,10 +108,10 @@ def _new_database(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         connection.execute("DETACH selection_log")
     finally:
         connection.close()
-        _remove_siblings(path)
+        remove_siblings(path)
 
 
-def _remove_siblings(path: Path) -> None:
+def remove_siblings(path: Path) -> None:
     """Remove what DuckDB leaves beside a database: its write-ahead log and its spill folder.
 
     One that a killed process left behind would be replayed into the new file.

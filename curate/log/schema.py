@@ -175,6 +175,35 @@ TRAINING = Table(
     ),
 )
 
+EVALUATION = Table(
+    "evaluation",
+    "What a small model learned from each arm's data: one row per arm, seed and token budget.",
+    (
+        Column(
+            "arm",
+            "VARCHAR",
+            "What the model trained on: curated (this run's dataset), random (a sample of the pool "
+            "of the same size), pool (the whole pool), or the folder of another run.",
+        ),
+        Column("seed", "BIGINT", "Seed of the model's first weights and of the order of its data."),
+        Column("tokens", "BIGINT", "Tokens the model was trained on, repetition included."),
+        Column(
+            "target_bits_per_byte",
+            "DOUBLE",
+            "Loss on the held-out target test, bits per UTF-8 byte; lower is better.",
+        ),
+        Column(
+            "general_bits_per_byte",
+            "DOUBLE",
+            "Loss on a held-out sample of the pool, bits per UTF-8 byte; lower is better.",
+        ),
+        Column("target_loss", "DOUBLE", "Loss on the target test, nats per token."),
+        Column("general_loss", "DOUBLE", "Loss on the sample of the pool, nats per token."),
+        Column("seconds", "DOUBLE", "Wall-clock seconds of training."),
+    ),
+)
+"""Made by `curate evaluate` alone, so not one of `TABLES`."""
+
 TABLES: tuple[Table, ...] = (RUN, SHARD, ROUND, DECISION, DOCUMENT, TRAINING)
 """Every table of the log, in the order they are created."""
 

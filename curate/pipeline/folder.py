@@ -7,6 +7,7 @@ owns it. Times live in `state/times.json`, so that the manifest says the same fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.config import Config, config_to_tree
-from curate.errors import OutputConflict
+from curate.errors import InvalidInput, OutputConflict
 from curate.files import sha256_file, write_text
 from curate.read.corpus import Corpus
 
@@ -29,6 +30,23 @@ class RunFolder:
         self.path = path
         self.state = path / "state"
         self._manifest: dict[str, Any] = {}
+
+    @classmethod
+    def open_finished(cls, path: Path) -> RunFolder:
+        """The folder of a run that went to its end, for verbs that add to it.
+
+        Raises:
+            InvalidInput: there is none in `path`.
+        """
+        folder = cls(path)
+        with contextlib.suppress(OutputConflict, OSError):
+            folder._manifest = folder._read_manifest()
+        if "complete" not in folder._manifest.get("stages", {}):
+            raise InvalidInput(
+                f"There is no finished run in {path}.",
+                "Give the output folder of a finished curate run.",
+            )
+        return folder
 
     @property
     def manifest_path(self) -> Path:
@@ -104,6 +122,15 @@ class RunFolder:
         times.setdefault("stages", {})[stage] = time.monotonic() - started
         self._write_times(times)
         self._manifest["stages"][stage] = dict(result)
+        self.record_files(files)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every output file by its path in the folder."""
+        return dict(self._manifest["files"])
+
+    def record_files(self, files: Iterable[Path]) -> None:
+        """Take up what a later verb wrote or changed: the SHA-256 of whole output files."""
         for file in files:
             self._manifest["files"][str(file.relative_to(self.path))] = sha256_file(file)
         self._write()

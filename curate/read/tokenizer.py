@@ -7,6 +7,7 @@ is put in front by `read.windows`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ class TextTokenizer:
     def vocabulary_size(self) -> int:
         """Token ids lie in [0, vocabulary_size)."""
         return len(self._tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary and every rule; tokenizers that share it encode alike."""
+        return hashlib.sha256(f"{self.prefix_id} {self._backend.to_str()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
         """Token ids of each text, without special tokens."""
