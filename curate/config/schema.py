@@ -96,6 +96,10 @@ def _limits_in_words(limits: Any) -> str:
     return "that is finite"
 
 
+METHOD_NAMES = ("blade", "color", "rho1", "perplexity", "random")
+"""The selection methods, as `select.methods.METHODS` has them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
     """The proxy language model and its tokenizer."""
@@ -223,6 +227,55 @@ class BladeConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DsirConfig(Section):
+    """Importance resampling by hashed word uni- and bigrams (arXiv 2302.03169)."""
+
+    section = "dsir"
+
+    buckets: int = option(
+        10_000, "buckets that word uni- and bigrams are hashed into", minimum=1, maximum=2**31 - 1
+    )
+    noise: str = option(
+        "gumbel",
+        "gumbel (published): the top k are a sample in proportion to the weights; none: they are "
+        "the highest weights",
+        choices=("gumbel", "none"),
+    )
+    score: str = option(
+        "sum",
+        "sum (published): log ratios of all n-grams, which grows with length; mean: per n-gram, "
+        "which the noise would drown, so set noise to none",
+        choices=("sum", "mean"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(Section):
+    """A linear bigram classifier of target against pool (the recipe of arXiv 2406.11794)."""
+
+    section = "classifier"
+
+    buckets: int = option(
+        65_536, "buckets that word uni- and bigrams are hashed into", minimum=1, maximum=2**31 - 1
+    )
+    epochs: int = option(3, "times each training document is seen", minimum=1)
+    learning_rate: float = option(0.1, "Adam's rate at the start; it falls to zero", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityConfig(Section):
+    """Selection by the proxy's own loss, without a target."""
+
+    section = "perplexity"
+
+    band: str = option(
+        "middle",
+        "which losses are kept: those nearest to the pool's median, or the lowest",
+        choices=("middle", "lowest"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WriteConfig(Section):
     """The curated Parquet parts."""
 
@@ -242,8 +295,10 @@ class Config(Section):
     target: str = option(dataclasses.MISSING, "documents that stand for what a model should learn")
     out: str = option(dataclasses.MISSING, "the run's output folder; nothing else is written")
     keep: float = option(0.2, "share of the pool's tokens to keep", above=0, maximum=1)
-    method: str = option("blade", "how documents are scored", choices=("blade", "random"))
-    granularity: str = option("document", "the unit that is kept or dropped", choices=("document",))
+    method: str = option("blade", "how documents are scored", choices=METHOD_NAMES)
+    granularity: str = option(
+        "document", "the unit that is kept or dropped", choices=("document", "token")
+    )
     seed: int = option(0, "every random choice follows from it", minimum=0, maximum=2**63 - 1)
     text_column: str = option("text", "the pool's column that holds the text")
     target_text_column: str | None = option(
@@ -256,4 +311,7 @@ class Config(Section):
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     blade: BladeConfig = dataclasses.field(default_factory=BladeConfig)
+    dsir: DsirConfig = dataclasses.field(default_factory=DsirConfig)
+    classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
+    perplexity: PerplexityConfig = dataclasses.field(default_factory=PerplexityConfig)
     write: WriteConfig = dataclasses.field(default_factory=WriteConfig)
