@@ -5,6 +5,8 @@ The verbs of the command line are functions here (`curate log` is `summary`, `ru
     config = curate.load_config(flags={"pool": "shards/", "target": "t.parquet", "out": "out"})
     curate.run(config)
     curate.run_sql(Path("out"), "FROM keep_rate_by_source")
+    curate.compare([Path("out"), Path("out-random")])
+    curate.evaluate(curate.EvaluateSettings(out=Path("out"), test="test.parquet"))
     curate.export(Path("out"), to="hf", dest=Path("curated"))
 
 Names are imported when first used, so that asking a log for something does not load torch.
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curate.config import Config, config_from_tree, load_config
     from curate.errors import CurateError, InvalidInput
+    from curate.evaluation import EvaluateSettings, Evaluation, evaluate
+    from curate.log.compare import compare
     from curate.log.query import run_sql, summary, why
     from curate.pipeline import RunSummary, run
     from curate.write.export import export_dataset as export
@@ -25,9 +29,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "CurateError",
+    "EvaluateSettings",
+    "Evaluation",
     "InvalidInput",
     "RunSummary",
+    "compare",
     "config_from_tree",
+    "evaluate",
     "export",
     "load_config",
     "run",
@@ -39,9 +47,13 @@ __all__ = [
 _HOMES = {
     "Config": ("curate.config", "Config"),
     "CurateError": ("curate.errors", "CurateError"),
+    "EvaluateSettings": ("curate.evaluation", "EvaluateSettings"),
+    "Evaluation": ("curate.evaluation", "Evaluation"),
     "InvalidInput": ("curate.errors", "InvalidInput"),
     "RunSummary": ("curate.pipeline", "RunSummary"),
+    "compare": ("curate.log.compare", "compare"),
     "config_from_tree": ("curate.config", "config_from_tree"),
+    "evaluate": ("curate.evaluation", "evaluate"),
     "export": ("curate.write.export", "export_dataset"),
     "load_config": ("curate.config", "load_config"),
     "run": ("curate.pipeline", "run"),

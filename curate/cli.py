@@ -27,6 +27,18 @@ Example:
   curate log out --sql "FROM dropped" --format parquet > dropped.parquet
   curate log out --why 0:123
 """
+_COMPARE_EXAMPLE = """
+\b
+Example:
+  curate compare out out-random
+  curate compare out out-random --by source --top 20 --format json
+"""
+_EVALUATE_EXAMPLE = """
+\b
+Example:
+  curate evaluate out --test test.parquet
+  curate evaluate out --test test.parquet --against out-random --seeds 5
+"""
 _EXPORT_EXAMPLE = """
 \b
 Example:
@@ -63,8 +75,8 @@ def main() -> None:
 @click.option("--target", help="Documents that stand for what a model should learn.")
 @click.option("--out", help="Output folder; nothing else is written.")
 @click.option("--keep", help="Share of the pool's tokens to keep, in (0, 1].")
-@click.option("--method", help="blade or random.")
-@click.option("--granularity", help="document.")
+@click.option("--method", help="blade, color, rho1, dsir, classifier, perplexity or random.")
+@click.option("--granularity", help="document or token.")
 @click.option("--model", help="tiny, small, base, or a model folder or Hub id.")
 @click.option("--seed", help="Every random choice follows from it.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
@@ -161,6 +173,116 @@ def _print_rows(reader: Any, form: str) -> None:
         render.write_json(reader, text)
     else:
         render.write_parquet(reader, sys.stdout.buffer)
+
+
+@main.command(epilog=_COMPARE_EXAMPLE)
+@click.argument("outs", nargs=-1, metavar="A B [MORE...]", type=click.Path(path_type=Path))
+@click.option("--by", metavar="COLUMN", help="Metadata column to break kept tokens down by.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Documents to show that only one of a pair keeps.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+def compare(outs: tuple[Path, ...], by: str | None, top: int, form: str) -> None:
+    """Compare the selections of finished runs over the same pool.
+
+    Tells how alike they rank and keep, what each favors, and which documents they disagree on most.
+    """
+    import json
+
+    import curate
+    from curate.log.compare_text import render_comparison
+    from curate.log.plain import plain
+
+    comparison = curate.compare(outs, by=by, top=top)
+    if form == "json":
+        click.echo(json.dumps(plain(comparison), indent=2, ensure_ascii=False))
+    else:
+        click.echo(render_comparison(comparison))
+
+
+@main.command(epilog=_EVALUATE_EXAMPLE)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--test", help="Held-out documents like the target's: file, folder, URL or hf:NAME.")
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Another finished run over the same pool; may be given more than once.",
+)
+@click.option("--seeds", type=int, default=3, show_default=True, help="Trainings of each arm.")
+@click.option(
+    "--tokens", type=int, help="Tokens to train on; min(4 x kept tokens, 20 x parameters)."
+)
+@click.option(
+    "--model", default="tiny", show_default=True, help="A preset, or a model folder or Hub id."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--multiples",
+    default="1,2,4",
+    show_default=True,
+    help="Budgets of the whole pool, as multiples of the tokens.",
+)
+@click.option("--text-column", help="The test's column that holds the text.")
+@click.option("--pool", help="Where the run's pool lies now, if it moved.")
+@click.option("--window", type=int, help="Tokens the model reads at once; its own by default.")
+@click.option("--batch-tokens", type=int, help="Tokens in one step; the model's own by default.")
+@click.option("--learning-rate", type=float, help="Peak rate; the model's own by default.")
+@click.option("--threads", type=int, help="CPU threads; the machine's cores by default.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+def evaluate(out: Path, against: tuple[Path, ...], multiples: str, form: str, **flags: Any) -> None:
+    """Tell whether a curated dataset helps: train a small model on it, on random data and on more.
+
+    The same model from the same weights on the same number of tokens, several seeds, measured on
+    held-out text. The same command goes on where an interrupted evaluation stopped.
+    """
+    import json
+
+    from transformers.utils import logging as transformers_logging
+
+    import curate
+    from curate.evaluation.text import render_evaluation
+
+    quiet: Any = transformers_logging.disable_progress_bar
+    quiet()
+    settings = curate.EvaluateSettings(
+        out=out, against=against, multiples=_parse_multiples(multiples), **flags
+    )
+    done = curate.evaluate(settings)
+    if form == "json":
+        click.echo(json.dumps(done.report, indent=2, allow_nan=False))
+    else:
+        click.echo(render_evaluation(done.report))
+
+
+def _parse_multiples(text: str) -> tuple[float, ...]:
+    from curate.errors import InvalidInput
+
+    try:
+        return tuple(float(one) for one in text.split(","))
+    except ValueError:
+        raise InvalidInput(
+            f"--multiples must be numbers above 0, but is {text or 'empty'}.",
+            "Set --multiples to a list such as 1,2,4.",
+        ) from None
 
 
 @main.command(epilog=_EXPORT_EXAMPLE)

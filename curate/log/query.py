@@ -29,31 +29,43 @@ BATCH_ROWS = 8192
 _LARGEST_ID = 2**63 - 1
 _SQL_REMEDY = "Run DESCRIBE or SHOW TABLES to see what the log holds."
 _ID_REMEDY = "Give a document_id from the document table, or SHARD:ROW."
-_LOCKED: dict[str, str | bool | int | float | list[str]] = {
+LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
     "lock_configuration": "true",
 }
+"""Settings under which no query reaches anything but what is open; the last one makes them stay."""
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
 def connect(out: Path) -> duckdb.DuckDBPyConnection:
     """Open the log of the run in `out` for reading that log only."""
+    path = log_file(out)
+    try:
+        return duckdb.connect(str(path.absolute()), read_only=True, config=LOCKED)
+    except duckdb.Error as error:
+        raise cannot_open(out, error) from error
+
+
+def log_file(out: Path) -> Path:
+    """The log of the run in `out`."""
     path = out / LOG_NAME
     if not path.is_file():
         raise InvalidInput(
             f"There is no selection log in {out}.",
             "Give the output folder of a finished curate run.",
         )
-    try:
-        return duckdb.connect(str(path.absolute()), read_only=True, config=_LOCKED)
-    except duckdb.Error as error:
-        raise InvalidInput(
-            f"The selection log in {out} cannot be opened: {_first_line(error)}",
-            "Close other connections to it, or run curate again with the same output folder.",
-        ) from error
+    return path
+
+
+def cannot_open(out: Path, error: duckdb.Error) -> InvalidInput:
+    """What to say when DuckDB does not open the log of the run in `out`."""
+    return InvalidInput(
+        f"The selection log in {out} cannot be opened: {first_line(error)}",
+        "Close other connections to it, or run curate again with the same output folder.",
+    )
 
 
 def run_sql(out: Path, sql: str) -> pa.RecordBatchReader:
@@ -82,7 +94,7 @@ def why(out: Path, document: str) -> list[dict[str, Any]]:
     """
     number = _parse_document(document)
     with connect(out) as connection:
-        rows = [] if number is None else _rows(connection, "FROM why(?)", [number])
+        rows = [] if number is None else fetch_rows(connection, "FROM why(?)", [number])
     if not rows:
         raise InvalidInput(f"There is no document {document} in the log.", _ID_REMEDY)
     return rows
@@ -101,13 +113,13 @@ def summary(out: Path) -> dict[str, Any]:
         stage_seconds: wall-clock seconds by stage.
     """
     with connect(out) as connection:
-        run = next(iter(_rows(connection, "FROM run")), {})
+        run = next(iter(fetch_rows(connection, "FROM run")), {})
         run.pop("config", None)
         stages = run.pop("stage_seconds", None)
         return {
             "run": run,
-            "rounds": _rows(connection, "FROM round ORDER BY round"),
-            "reasons": _rows(
+            "rounds": fetch_rows(connection, "FROM round ORDER BY round"),
+            "reasons": fetch_rows(
                 connection,
                 "SELECT reason, kept, count(*) AS documents, sum(tokens)::BIGINT AS tokens "
                 "FROM document GROUP BY reason, kept ORDER BY kept DESC, tokens DESC, reason",
@@ -153,9 +165,10 @@ def _batches(
         connection.close()
 
 
-def _rows(
+def fetch_rows(
     connection: duckdb.DuckDBPyConnection, sql: str, values: list[object] | None = None
 ) -> list[dict[str, Any]]:
+    """The rows of a query as a dict each; for results of a few rows."""
     cursor = connection.execute(sql, values or [])
     names = [column[0] for column in cursor.description or []]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
@@ -178,8 +191,8 @@ def _parse_document(document: str) -> int | None:
 def _keep_rates(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
     for column in grouping_columns(connection)[:1]:
         view = quote(f"keep_rate_by_{column}")
-        values = _rows(connection, f"SELECT count(*) AS n FROM {view}")[0]["n"]
-        rows = _rows(connection, f"{keep_rate_rows(column)} LIMIT 10")
+        values = fetch_rows(connection, f"SELECT count(*) AS n FROM {view}")[0]["n"]
+        rows = fetch_rows(connection, f"{keep_rate_rows(column)} LIMIT 10")
         return {"column": column, "rows": rows, "values": values}
     return None
 
@@ -198,23 +211,24 @@ def grouping_columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
     Those of at least two values, and of at least two documents a value: not a user's id column.
     """
     views = "SELECT view_name FROM duckdb_views() WHERE NOT internal"
-    named = {row["view_name"] for row in _rows(connection, views)}
-    columns = [row["column_name"] for row in _rows(connection, "DESCRIBE document")]
+    named = {row["view_name"] for row in fetch_rows(connection, views)}
+    columns = [row["column_name"] for row in fetch_rows(connection, "DESCRIBE document")]
     found = []
     for column in columns[len(DOCUMENT.columns) :]:
         view = f"keep_rate_by_{column}"
         if view in named:
             sql = f"SELECT count(*) AS n, sum(documents) AS documents FROM {quote(view)}"
-            counts = _rows(connection, sql)[0]
+            counts = fetch_rows(connection, sql)[0]
             if 2 <= counts["n"] <= counts["documents"] / 2:
                 found.append(column)
     return found
 
 
 def _invalid_sql(error: Exception) -> InvalidInput:
-    return InvalidInput(f"The query failed: {_first_line(error)}", _SQL_REMEDY)
+    return InvalidInput(f"The query failed: {first_line(error)}", _SQL_REMEDY)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, as a sentence."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return text if text.endswith((".", "!", "?")) else f"{text or type(error).__name__}."

@@ -1,0 +1,174 @@
+"""The SQL of `compare.py` over attached logs.
+
+Each log becomes one temporary table `outcome_N` with a row per document; all that is said about
+runs and pairs of runs is read from these. Counts, sums and ranks are integers and scores are
+rounded to 1e-9 of a standard deviation, so the order in which threads add does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from curate.log.attach import AttachedLog
+from curate.log.schema import quote
+from curate.log.views import MAXIMUM_VALUES
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """A metadata column to break kept tokens down by, and a log that has it."""
+
+    log: AttachedLog
+    column: str
+
+
+def outcome(log: AttachedLog) -> str:
+    """The temporary table with the outcome of every document of a log."""
+    return f"outcome_{log.number}"
+
+
+def create_outcome(log: AttachedLog, *, has_tokens_kept: bool) -> str:
+    """The statement that makes `outcome`, once per log.
+
+    `score` is the mean over the rounds that visited the document of the score standardized within
+    its round, NULL where no round did; `percentile` the share (0 to 1) of scored documents with a
+    lower score, counting half of those with the same.
+    """
+    tokens_kept = "d.tokens_kept" if has_tokens_kept else "d.tokens"
+    decision = log.table("decision")
+    return f"""
+    CREATE TEMP TABLE {outcome(log)} AS
+    WITH scale AS (
+        SELECT round, avg(score::DOUBLE) AS mean,
+            CASE WHEN min(score) < max(score) THEN stddev_pop(score::DOUBLE) END AS deviation
+        FROM {decision} WHERE isfinite(score) GROUP BY round
+    ), scored AS (
+        SELECT c.document_id,
+            round(avg(coalesce((c.score::DOUBLE - s.mean) / s.deviation, 0)), 9) AS score
+        FROM {decision} AS c JOIN scale AS s ON s.round = c.round
+        WHERE isfinite(c.score) GROUP BY c.document_id
+    ), ranked AS (
+        SELECT *, (rank() OVER merit + count(*) OVER merit - 1) / (2 * count(*) OVER ())
+            AS percentile
+        FROM scored WINDOW merit AS (ORDER BY score)
+    )
+    SELECT d.document_id, d.tokens::BIGINT AS tokens, coalesce(d.kept, false) AS kept,
+        CASE WHEN d.kept THEN coalesce({tokens_kept}, 0)::BIGINT ELSE 0 END AS tokens_kept,
+        r.score, r.percentile::DOUBLE AS percentile
+    FROM {log.table("document")} AS d LEFT JOIN ranked AS r ON r.document_id = d.document_id
+    """
+
+
+def settings(log: AttachedLog) -> str:
+    """One row: what the run was asked for."""
+    return f"""
+    SELECT run_id::VARCHAR AS run_id, method::VARCHAR AS method,
+        granularity::VARCHAR AS granularity, keep_ratio::DOUBLE AS keep, seed::BIGINT AS seed
+    FROM {log.table("run")} LIMIT 1
+    """
+
+
+def totals(log: AttachedLog) -> str:
+    """One row: documents and tokens of the pool and of what was kept."""
+    return f"""
+    SELECT count(*) AS pool_documents, coalesce(sum(tokens), 0) AS pool_tokens,
+        count(*) FILTER (kept) AS kept_documents, coalesce(sum(tokens_kept), 0) AS kept_tokens
+    FROM {outcome(log)}
+    """
+
+
+def shared(first: AttachedLog, second: AttachedLog) -> str:
+    """One row: what two runs kept in common.
+
+    Of a document of which both kept parts, the log knows how many tokens but not which: they share
+    at most the fewer of the two, and at least what does not fit side by side.
+    """
+    overlapping = "a.tokens_kept + b.tokens_kept - greatest(a.tokens, b.tokens)"
+    return f"""
+    SELECT coalesce(sum(least(a.tokens, b.tokens)), 0) AS common_tokens,
+        coalesce(sum(least(a.tokens_kept, b.tokens_kept)), 0) AS shared_tokens,
+        coalesce(sum(greatest(0, {overlapping})), 0) AS shared_tokens_at_least,
+        count(*) FILTER (a.kept AND b.kept) AS documents_kept_by_both,
+        count(*) FILTER (a.kept AND NOT b.kept) AS documents_kept_by_first_only,
+        count(*) FILTER (b.kept AND NOT a.kept) AS documents_kept_by_second_only
+    FROM {outcome(first)} AS a JOIN {outcome(second)} AS b USING (document_id)
+    """
+
+
+def rank_sums(first: AttachedLog, second: AttachedLog) -> str:
+    """One row: sums over the documents that both scored of twice their ranks, ties averaged.
+
+    Twice an average rank is the lowest plus the highest rank of those that tie: an integer.
+    """
+    return f"""
+    WITH ranked AS (
+        SELECT rank() OVER x + count(*) OVER x AS x, rank() OVER y + count(*) OVER y AS y
+        FROM {outcome(first)} AS a JOIN {outcome(second)} AS b USING (document_id)
+        WHERE a.score IS NOT NULL AND b.score IS NOT NULL
+        WINDOW x AS (ORDER BY a.score), y AS (ORDER BY b.score)
+    )
+    SELECT count(*) AS n, sum(x) AS x, sum(y) AS y,
+        sum(x * x) AS xx, sum(y * y) AS yy, sum(x * y) AS xy
+    FROM ranked
+    """
+
+
+def disagreements(keeper: AttachedLog, other: AttachedLog, grouping: Grouping | None) -> str:
+    """Documents that one run kept and the other did not, widest apart in percentile rank first.
+
+    The parameter is how many to give. Those that one of the runs never scored come last.
+    """
+    order = "k.percentile - o.percentile DESC NULLS LAST, document_id"
+    runs = f"{outcome(keeper)} AS k JOIN {outcome(other)} AS o USING (document_id)"
+    value, source = "NULL", ""
+    if grouping is not None:
+        value = f"v.{quote(grouping.column)}::VARCHAR"
+        source = f"JOIN {grouping.log.table('document')} AS v USING (document_id)"
+    sides = ", ".join(
+        f"{run}.kept AS {side}_kept, {run}.percentile AS {side}_percentile, "
+        f"round({document}.weight::DOUBLE, 6) AS {side}_weight, "
+        f"{document}.reason::VARCHAR AS {side}_reason"
+        for side, run, document in (("keeper", "k", "kd"), ("other", "o", "od"))
+    )
+    return f"""
+    WITH apart AS (
+        SELECT document_id FROM {runs}
+        WHERE k.kept AND NOT o.kept ORDER BY {order} LIMIT ?
+    )
+    SELECT document_id, k.tokens AS tokens, {value} AS value, {sides}
+    FROM apart JOIN ({runs}) USING (document_id)
+    JOIN {keeper.table("document")} AS kd USING (document_id)
+    JOIN {other.table("document")} AS od USING (document_id) {source}
+    ORDER BY {order}
+    """
+
+
+def shares(logs: Sequence[AttachedLog], grouping: Grouping) -> str:
+    """Tokens of the pool and of what each run kept by value of a metadata column, largest first.
+
+    No more values than a keep_rate view has; `num_values` counts them all. The pool's tokens are
+    as the first of `logs` counts them, and `kept_N` those that the N-th kept.
+    """
+    kept = ", ".join(f"coalesce(sum(o{n}.tokens_kept), 0) AS kept_{n}" for n, _ in enumerate(logs))
+    joins = " ".join(
+        f"LEFT JOIN {outcome(log)} AS o{n} ON o{n}.document_id = v.document_id"
+        for n, log in enumerate(logs)
+    )
+    value = f"v.{quote(grouping.column)}::VARCHAR"
+    return f"""
+    SELECT *, count(*) OVER () AS num_values FROM (
+        SELECT {value} AS value, coalesce(sum(o0.tokens), 0) AS pool_tokens, {kept}
+        FROM {grouping.log.table("document")} AS v {joins} GROUP BY {value}
+    ) ORDER BY pool_tokens DESC, value LIMIT {MAXIMUM_VALUES}
+    """
+
+
+def count_values(grouping: Grouping) -> str:
+    """One row: how many values a metadata column has, a missing one included, and documents."""
+    name = quote(grouping.column)
+    return f"""
+    SELECT count(DISTINCT {name}) + (count(*) > count({name}))::INTEGER AS num_values,
+        count(*) AS documents
+    FROM {grouping.log.table("document")}
+    """
