@@ -3,8 +3,8 @@
 The recipe of DCLM's fastText filter (section 4.4): a bigram classifier is trained on the target
 against as many random pool documents, and the pool is ranked by its log-odds. A fastText model
 averages the vectors of a document's n-grams and maps them to one log-odds; with two classes that
-is a sum of one number per n-gram, whatever the vectors' dimension, so one number per bucket is what
-is trained here: balanced logistic regression, minibatches, Adam with a rate that falls to zero.
+is a mean of one number per n-gram, whatever the vectors' dimension, so one number per bucket is
+trained here: balanced logistic regression, minibatches, Adam with a rate that falls to zero.
 On three development targets its top tenth held at least as large a share of related documents as
 that of the factored model. It is plain NumPy, whose sums do not depend on threads.
 
