@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def copy_folder(source: Path, place: Path) -> None:
+    """Copy the files of a flat folder, each atomically."""
+    for file in sorted(source.iterdir()):
+        with atomic_path(place / file.name) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def sha256_file(path: Path) -> str:

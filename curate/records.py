@@ -20,6 +20,18 @@ OUTPUT_COLUMNS: tuple[pa.Field, ...] = (
 )
 """Columns appended to every kept row, after all of its own."""
 
+TOKEN_COLUMNS: tuple[pa.Field, ...] = (
+    pa.field("input_ids", pa.list_(pa.int32())),
+    pa.field("loss_mask", pa.list_(pa.bool_())),
+)
+"""Columns appended after those at token granularity; mask[i] says whether token i is a label."""
+
+
+def output_columns(granularity: str) -> tuple[pa.Field, ...]:
+    """The columns that a run of this granularity appends."""
+    return OUTPUT_COLUMNS + (TOKEN_COLUMNS if granularity == "token" else ())
+
+
 DOCUMENT = pa.schema(
     [
         pa.field("document_id", pa.int64()),
@@ -43,9 +55,23 @@ DECISION = pa.schema(
         pa.field("score", pa.float32()),
         pa.field("threshold", pa.float32()),
         pa.field("kept", pa.bool_()),
+        pa.field("tokens_kept", pa.int64()),
     ]
 )
-"""One row per document per round that visited it; losses are null for methods without models."""
+"""One row per document per round that visited it; losses are null for methods without models.
+
+`tokens_kept` is all of a kept document's tokens, or at token granularity those that are labels.
+"""
+
+MASK = pa.schema(
+    [
+        pa.field("document_id", pa.int64()),
+        pa.field("round", pa.int32()),
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("loss_mask", pa.list_(pa.bool_())),
+    ]
+)
+"""Token granularity: which tokens a round kept, one row per document with at least one."""
 
 SELECTION = pa.schema(
     [
@@ -55,6 +81,7 @@ SELECTION = pa.schema(
         pa.field("excess_loss", pa.float32()),
         pa.field("round", pa.int32()),
         pa.field("kept", pa.bool_()),
+        pa.field("tokens_kept", pa.int64()),
         pa.field("reason", pa.string()),
     ]
 )

@@ -226,13 +226,22 @@ def test_seed_is_no_whole_number(place: Path) -> None:
 
 def test_unknown_method(place: Path) -> None:
     assert refused(place, "--method", "best") == says(
-        "method must be one of blade, random, but is best.", "Set method to one of them."
+        "method must be one of blade, color, rho1, dsir, classifier, perplexity, random, but is best.",
+        "Set method to one of them.",
+    )
+
+
+def test_a_method_that_cannot_decide_by_token(place: Path) -> None:
+    assert refused(place, "--method", "dsir", "--granularity", "token") == says(
+        "Method dsir cannot decide by token.",
+        "Use --granularity document, or --method blade, color, rho1 or random.",
     )
 
 
 def test_unknown_granularity(place: Path) -> None:
-    assert refused(place, "--granularity", "token") == says(
-        "granularity must be one of document, but is token.", "Set granularity to one of them."
+    assert refused(place, "--granularity", "word") == says(
+        "granularity must be one of document, token, but is word.",
+        "Set granularity to one of them.",
     )
 
 

@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_the_verbs() -> None:
-    assert VERBS == ["export", "log", "run"]
+    assert VERBS == ["compare", "evaluate", "export", "log", "run"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -120,6 +120,7 @@ def test_an_example_works(line: str, run: Run, example_place: Path) -> None:
     if not place.exists():
         place.mkdir()
         run.copy(place / "out")
+        run.copy(place / "out-random")
     command, _, file = line.partition(" > ")
     row = run.sql('SELECT shard_id, "row" FROM document WHERE kept LIMIT 1')[0]
     command = re.sub(r"--why \S+", f"--why {row[0]}:{row[1]}", command)

@@ -191,7 +191,14 @@ class Bench:
         return self.models[-1]
 
 
-def make_bench(planted: Planted, *, keep: float = 0.3, seed: int = 0, **blade: Any) -> Bench:
+def make_bench(
+    planted: Planted,
+    *,
+    keep: float = 0.3,
+    seed: int = 0,
+    granularity: str = "document",
+    **blade: Any,
+) -> Bench:
     """A context over the planted pool with a model of 2 layers and a window of 24."""
     batch_tokens = 240
     settings = {"warmup_tokens": 2400, "sync_every": 4, "reference_steps": 5, "passes": 1}
@@ -201,6 +208,7 @@ def make_bench(planted: Planted, *, keep: float = 0.3, seed: int = 0, **blade: A
         out="out",
         keep=keep,
         seed=seed,
+        granularity=granularity,
         model=ModelConfig(window=24, window_overlap=4, vocabulary_size=257),
         train=TrainConfig(batch_tokens=batch_tokens, learning_rate=5e-3, ramp_steps=3),
         blade=BladeConfig(**{**settings, **blade}),
@@ -230,6 +238,7 @@ def make_bench(planted: Planted, *, keep: float = 0.3, seed: int = 0, **blade: A
         cache=planted.cache,
         target=planted.target,
         make_model=build,
+        decode=planted.tokenizer.decode,
         on_step=steps.append,
         on_tokens=tokens.append,
     )

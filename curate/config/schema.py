@@ -96,6 +96,10 @@ def _limits_in_words(limits: Any) -> str:
     return "that is finite"
 
 
+METHOD_NAMES = ("blade", "color", "rho1", "dsir", "classifier", "perplexity", "random")
+"""The selection methods, as `select.methods.METHODS` has them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
     """The proxy language model and its tokenizer."""
@@ -259,6 +263,19 @@ class ClassifierConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PerplexityConfig(Section):
+    """Selection by the proxy's own loss, without a target."""
+
+    section = "perplexity"
+
+    band: str = option(
+        "middle",
+        "which losses are kept: those nearest to the pool's median, or the lowest",
+        choices=("middle", "lowest"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WriteConfig(Section):
     """The curated Parquet parts."""
 
@@ -278,8 +295,10 @@ class Config(Section):
     target: str = option(dataclasses.MISSING, "documents that stand for what a model should learn")
     out: str = option(dataclasses.MISSING, "the run's output folder; nothing else is written")
     keep: float = option(0.2, "share of the pool's tokens to keep", above=0, maximum=1)
-    method: str = option("blade", "how documents are scored", choices=("blade", "random"))
-    granularity: str = option("document", "the unit that is kept or dropped", choices=("document",))
+    method: str = option("blade", "how documents are scored", choices=METHOD_NAMES)
+    granularity: str = option(
+        "document", "the unit that is kept or dropped", choices=("document", "token")
+    )
     seed: int = option(0, "every random choice follows from it", minimum=0, maximum=2**63 - 1)
     text_column: str = option("text", "the pool's column that holds the text")
     target_text_column: str | None = option(
@@ -294,4 +313,5 @@ class Config(Section):
     blade: BladeConfig = dataclasses.field(default_factory=BladeConfig)
     dsir: DsirConfig = dataclasses.field(default_factory=DsirConfig)
     classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
+    perplexity: PerplexityConfig = dataclasses.field(default_factory=PerplexityConfig)
     write: WriteConfig = dataclasses.field(default_factory=WriteConfig)

@@ -208,7 +208,7 @@ def _insert_decisions(connection: duckdb.DuckDBPyConnection, decisions: Sequence
         INSERT INTO decision SELECT
             document_id, {_shard_id("document_id")}, {_row("document_id")},
             round, tokens, bytes, proxy_loss, reference_loss, excess_loss, score, threshold, kept,
-            CASE WHEN kept THEN 'above_threshold' ELSE 'below_threshold' END
+            tokens_kept, CASE WHEN kept THEN 'above_threshold' ELSE 'below_threshold' END
         FROM {_named_scan()}
         """,
         [_names(decisions)],
@@ -233,12 +233,12 @@ def _insert_documents(
     if not documents:
         return
     built_in = len(records.DOCUMENT.names)
-    outcome = f"SELECT document_id, weight, kept, reason FROM {_named_scan()}"
+    outcome = f"SELECT document_id, weight, kept, tokens_kept, reason FROM {_named_scan()}"
     extra = "".join(f", d.c{number}" for number in range(built_in, built_in + metadata))
     connection.execute(
         f"""
         INSERT INTO document
-        SELECT d.c0, d.c1, d.c2, d.c3, d.c4, s.weight, s.kept, s.reason{extra}
+        SELECT d.c0, d.c1, d.c2, d.c3, d.c4, s.weight, s.kept, s.tokens_kept, s.reason{extra}
         FROM (SELECT * FROM {_scan(built_in + metadata)}) AS d
         JOIN ({outcome}) AS s ON s.document_id = d.c0
         ORDER BY d.c0

@@ -125,6 +125,11 @@ DECISION = Table(
         Column("score", "FLOAT", "What documents are ranked by; higher = keep."),
         Column("threshold", "FLOAT", "Cut-off the score was held against, in score units."),
         Column("kept", "BOOLEAN", "Whether this round kept the document."),
+        Column(
+            "tokens_kept",
+            "BIGINT",
+            "Tokens kept: all of a kept document's, or at token granularity those that are labels.",
+        ),
         Column("reason", "VARCHAR", "above_threshold (kept) or below_threshold (not kept)."),
     ),
 )
@@ -150,9 +155,15 @@ DOCUMENT = Table(
         Column(
             "weight",
             "FLOAT",
-            "Weight in the curated dataset; mean 1 over kept tokens, 0 when dropped.",
+            "Weight in the curated dataset, mean 1 over kept tokens; at token granularity the "
+            "share of the document's tokens that are kept. 0 when dropped.",
         ),
         Column("kept", "BOOLEAN", "Whether the document is in the curated dataset."),
+        Column(
+            "tokens_kept",
+            "BIGINT",
+            "Tokens kept: all of a kept document's, or at token granularity those that are labels.",
+        ),
         Column(
             "reason",
             "VARCHAR",

@@ -93,7 +93,7 @@ def _keep_rate(name: str) -> str:
             count(*) AS documents,
             count(*) FILTER (d.kept) AS documents_kept,
             coalesce(sum(d.tokens), 0) AS tokens,
-            coalesce(sum(d.tokens) FILTER (d.kept), 0) AS tokens_kept
+            coalesce(sum(d.tokens_kept), 0) AS tokens_kept
         FROM document AS d GROUP BY d.{quote(name)}
     ), shares AS (
         SELECT *,

@@ -22,9 +22,7 @@ from curate.pipeline.tokens import read_target, tokenizer_stage, tokens_stage
 from curate.read.tokenizer import TextTokenizer
 from curate.select.methods import METHODS, Context
 from curate.select.schedule import (
-    describe_schedule,
-    expected_tokens,
-    plan_schedule,
+    describe_run,
     resolve_config,
 )
 from curate.train.compute import keep_freed_memory
@@ -83,11 +81,17 @@ def _run_stages(
         inputs.config.model.name, inputs.shape, tokenizer.vocabulary_size
     )
     config = resolve_config(
-        inputs.config, inputs.shape, pool_tokens=cache.tokens, num_parameters=num_parameters
+        inputs.config,
+        inputs.shape,
+        pool_tokens=cache.tokens,
+        target_tokens=target.num_tokens,
+        num_parameters=num_parameters,
     )
-    schedule = plan_schedule(config, pool_tokens=cache.tokens)
+    kind = METHODS[config.method]
+    schedule = kind.plan(config, cache.tokens)
     outputs.config_stage(config, folder)
-    print(describe_schedule(config, schedule, cache.tokens, num_parameters), file=stream)
+    parameters = num_parameters if kind.has_proxy else None
+    print(describe_run(config, schedule, cache.tokens, parameters), file=stream)
     rounds = Rounds(config, schedule, cache, folder, progress)
     if not rounds.finished():
         context = Context(
@@ -96,13 +100,14 @@ def _run_stages(
             cache=cache,
             target=target,
             make_model=_model_maker(config, inputs, tokenizer),
+            decode=tokenizer.decode,
             on_step=rounds.steps.add,
             on_tokens=progress.advance,
         )
         if inputs.compute.device.type == "cpu":
             keep_freed_memory()
-        progress.start("curate", expected_tokens(config, schedule, cache.tokens), "tok")
-        rounds.run(METHODS[config.method](context))
+        progress.start("curate", schedule.expected_tokens, "tok")
+        rounds.run(kind(context))
     selection, kept = outputs.select_stage(config, folder, cache, rounds.files())
     outputs.data_stage(inputs, folder, selection, progress)
     complete = {
@@ -115,7 +120,7 @@ def _run_stages(
         **complete,
         "target_documents": len(target),
         "target_tokens": target.num_tokens,
-        "model_parameters": num_parameters,
+        "model_parameters": parameters,
     }
     outputs.log_stage(
         inputs,

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import torch
 
 from curate.config import Config, config_to_tree, config_to_yaml
-from curate.files import write_text
+from curate.files import copy_folder, write_text
 from curate.log.load import build_log
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.prepare import Inputs
@@ -27,6 +27,8 @@ from curate.pipeline.rounds import RoundFiles
 from curate.read.cache import TokenCache
 from curate.records import SHARD, make_document_id
 from curate.select.final import Kept, select_documents
+from curate.select.masks import MaskReader, select_tokens
+from curate.select.methods.base import TOKEN
 from curate.write.card import write_card
 from curate.write.parts import write_part
 from curate.write.report import write_report
@@ -52,27 +54,46 @@ def select_stage(
     done = folder.result("select")
     if done is None:
         started = time.monotonic()
-        kept = select_documents(
-            path,
-            documents=cache.document_files(),
-            decisions=rounds.decisions,
-            scales=rounds.scales,
-            keep=config.keep,
-            seed=config.seed,
-        )
+        documents, decisions, scales = cache.document_files(), rounds.decisions, rounds.scales
+        if config.granularity == TOKEN:
+            kept = select_tokens(
+                path,
+                _masks_path(folder),
+                documents=documents,
+                decisions=decisions,
+                masks=rounds.masks,
+                scales=scales,
+            )
+        else:
+            kept = select_documents(
+                path,
+                documents=documents,
+                decisions=decisions,
+                scales=scales,
+                keep=config.keep,
+                seed=config.seed,
+            )
         done = {"documents": kept.documents, "tokens": kept.tokens}
         folder.finish("select", done, [], started)
     return path, Kept(**done)
 
 
+def _masks_path(folder: RunFolder) -> Path:
+    return folder.state / "masks.parquet"
+
+
 def data_stage(inputs: Inputs, folder: RunFolder, selection: Path, progress: Progress) -> None:
-    """Write the kept rows of each shard as one part."""
+    """Write the kept rows of each shard as one part, and the tokenizer beside them."""
     if folder.result("data") is not None:
         return
     started = time.monotonic()
-    place = folder.path / "data"
-    shutil.rmtree(place, ignore_errors=True)
+    place, tokenizer = folder.path / "data", folder.path / "tokenizer"
+    for old in (place, tokenizer):
+        shutil.rmtree(old, ignore_errors=True)
+    copy_folder(folder.state / "tokenizer", tokenizer)
     pool, write = inputs.pool, inputs.config.write
+    by_token = inputs.config.granularity == TOKEN
+    masks = MaskReader(_masks_path(folder)) if by_token else None
     every = ds.dataset(selection)
     progress.start("write", len(pool.shards), "shard")
     for shard in pool.shards:
@@ -81,11 +102,12 @@ def data_stage(inputs: Inputs, folder: RunFolder, selection: Path, progress: Pro
             pool.schema,
             pool.iter_batches(shard),
             _kept_rows(every, shard.shard_id),
+            masks=masks,
             row_group_rows=write.row_group_rows,
             compression=write.compression,
         )
         progress.advance(1)
-    folder.finish("data", {}, sorted(place.iterdir()), started)
+    folder.finish("data", {}, sorted([*place.iterdir(), *tokenizer.iterdir()]), started)
 
 
 def _kept_rows(selection: ds.Dataset, shard_id: int) -> pa.Table:

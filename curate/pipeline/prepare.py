@@ -15,7 +15,8 @@ from curate.log.query import LOG_NAME
 from curate.pipeline.folder import RunFolder
 from curate.read.corpus import Corpus, open_corpus
 from curate.read.tokenizer import load_tokenizer, text_bytes
-from curate.records import OUTPUT_COLUMNS
+from curate.records import output_columns
+from curate.select.methods import METHODS
 from curate.train.compute import Compute, resolve_compute
 from curate.train.model import ModelShape, find_shape
 
@@ -38,6 +39,7 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
     Raises:
         InvalidInput: a path, column, model, device or output folder cannot be used.
     """
+    _check_granularity(config)
     compute = resolve_compute(config.compute)
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
@@ -45,7 +47,7 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
         config.pool,
         text_column=config.text_column,
         role="pool",
-        reserved_columns=[field.name for field in OUTPUT_COLUMNS],
+        reserved_columns=[field.name for field in output_columns(config.granularity)],
     )
     target = open_corpus(
         config.target,
@@ -74,6 +76,16 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
         metadata_columns=columns,
     )
     return inputs, folder
+
+
+def _check_granularity(config: Config) -> None:
+    if config.granularity in METHODS[config.method].granularities:
+        return
+    able = [name for name, kind in METHODS.items() if config.granularity in kind.granularities]
+    raise InvalidInput(
+        f"Method {config.method} cannot decide by {config.granularity}.",
+        f"Use --granularity document, or --method {', '.join(able[:-1])} or {able[-1]}.",
+    )
 
 
 def _check_apart(out: Path, source: str, flag: str) -> None:

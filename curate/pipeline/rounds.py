@@ -1,4 +1,4 @@
-"""Stages `warm-up`, `round-NNNN` and `rescore`: the method at work, one checkpoint a stage."""
+"""Stages `warm-up`, `round-NNNN` and `scoring`: the method at work, one checkpoint a stage."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from curate.read.documents import Documents
 from curate.records import ROUND, TRAINING
 from curate.select.final import RoundScale, mark_top
 from curate.select.methods import Method, RoundStart
+from curate.select.methods.base import TOKEN
 from curate.select.rounds import RoundResult, run_round
 from curate.select.schedule import Schedule, visit_coefficients
 from curate.train.optimizer import StepRecord
@@ -56,6 +57,7 @@ class RoundFiles:
     """What the rounds left behind for the selection and the log."""
 
     decisions: list[Path]
+    masks: list[Path]
     training: list[Path]
     records: pa.Table
     scales: list[RoundScale]
@@ -75,12 +77,13 @@ class Rounds:
         self.steps = StepLog()
         self._config, self._schedule, self._cache = config, schedule, cache
         self._folder, self._progress = folder, progress
+        self._by_token = config.granularity == TOKEN
         self._place = folder.state / "rounds"
 
     def stages(self) -> list[str]:
         """Names of the stages in order."""
         rounds = [f"round-{index:04d}" for index in range(self._schedule.rounds)]
-        return ["warm-up", *rounds, *(["rescore"] if self._schedule.rescore else [])]
+        return ["warm-up", *rounds, *(["scoring"] if self._schedule.scoring else [])]
 
     def finished(self) -> bool:
         """Whether every stage is done, so that no model is needed."""
@@ -107,7 +110,7 @@ class Rounds:
         rounds = names[1:]
         results = [self._folder.result(name) for name in rounds]
         coefficients = visit_coefficients(
-            self._config.blade.average, self._schedule.passes + self._schedule.rescore
+            self._config.blade.average, self._schedule.passes + self._schedule.scoring
         )
         scales = [
             RoundScale(
@@ -124,6 +127,7 @@ class Rounds:
         ]
         return RoundFiles(
             decisions=[self._decisions(name) for name in rounds],
+            masks=[self._masks(name) for name in rounds] if self._by_token else [],
             training=[self._training(name) for name in names],
             records=pa.Table.from_arrays(columns, schema=ROUND),
             scales=scales,
@@ -148,22 +152,24 @@ class Rounds:
         self._folder.finish(stage, result, [], started)
 
     def _run_round(self, method: Method, stage: str, index: int) -> RoundResult:
-        config = self._config
-        rescore = stage == "rescore"
+        config, schedule = self._config, self._schedule
+        scoring = stage == "scoring"
+        as_a_whole = scoring and not self._by_token
         path = self._decisions(stage)
-        scored = path.with_suffix(".scored") if rescore else path
+        scored = path.with_suffix(".scored") if as_a_whole else path
         done = run_round(
             method,
             self._blocks(index),
             scored,
+            masks=self._masks(stage) if self._by_token else None,
             round_index=index,
-            method_name=f"{config.method} rescore" if rescore else config.method,
+            method_name=config.method + (" rescore" if scoring and schedule.passes else ""),
             keep=config.keep,
             seed=config.seed,
-            learn=not rescore,
+            learn=not scoring,
             on_start=self._show,
         )
-        if rescore:
+        if as_a_whole:
             marked = mark_top(path, scored, keep=config.keep, seed=config.seed)
             scored.unlink()
             done = done.decided_anew(marked)
@@ -197,6 +203,9 @@ class Rounds:
 
     def _decisions(self, stage: str) -> Path:
         return self._place / f"{stage}.decisions.parquet"
+
+    def _masks(self, stage: str) -> Path:
+        return self._place / f"{stage}.masks.parquet"
 
     def _training(self, stage: str) -> Path:
         return self._place / f"{stage}.training.parquet"

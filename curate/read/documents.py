@@ -6,6 +6,7 @@ object per document keep a block cheap to slice, concatenate and hand to the mod
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,12 +25,14 @@ class Documents:
         bytes: UTF-8 bytes of each text, int64 [N].
         offsets: token offsets, int64 [N + 1]; document i is input_ids[offsets[i]:offsets[i + 1]].
         input_ids: all token ids, integers [offsets[-1]].
+        counted: which tokens count as training labels, bool [offsets[-1]]; None means all.
     """
 
     ids: Int64
     bytes: Int64
     offsets: Int64
     input_ids: npt.NDArray[np.integer]
+    counted: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,17 +47,28 @@ class Documents:
         """Tokens of all documents together."""
         return int(self.offsets[-1])
 
+    @property
+    def num_counted(self) -> int:
+        """Tokens of all documents that count as training labels."""
+        return self.num_tokens if self.counted is None else int(self.counted.sum())
+
     def take(self, positions: npt.NDArray[np.integer]) -> Documents:
         """The documents at `positions`, in that order."""
         lengths = self.lengths[positions]
         offsets = offsets_from_lengths(lengths)
         starts = np.repeat(self.offsets[positions] - offsets[:-1], lengths)
+        tokens = starts + np.arange(offsets[-1])
         return Documents(
             self.ids[positions],
             self.bytes[positions],
             offsets,
-            self.input_ids[starts + np.arange(offsets[-1])],
+            self.input_ids[tokens],
+            None if self.counted is None else self.counted[tokens],
         )
+
+    def masked(self, counted: npt.NDArray[np.bool_]) -> Documents:
+        """The same documents with other tokens as training labels, bool [offsets[-1]]."""
+        return dataclasses.replace(self, counted=counted)
 
 
 def offsets_from_lengths(lengths: npt.NDArray[np.integer]) -> Int64:
@@ -75,4 +89,12 @@ def concatenate(parts: Sequence[Documents]) -> Documents:
         np.concatenate([part.bytes for part in parts]),
         offsets_from_lengths(lengths),
         np.concatenate([part.input_ids for part in parts]),
+        _concatenate_counted(parts),
     )
+
+
+def _concatenate_counted(parts: Sequence[Documents]) -> npt.NDArray[np.bool_] | None:
+    if all(part.counted is None for part in parts):
+        return None
+    every = [np.ones(p.num_tokens, dtype=bool) if p.counted is None else p.counted for p in parts]
+    return np.concatenate(every)

@@ -23,6 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from curate.errors import InvalidInput
 from curate.noise import make_key, shuffled_order, uniform
 from curate.read.corpus import Corpus, Shard
+from curate.read.documents import Documents
 from curate.records import make_document_id
 
 SEPARATOR = "<|endoftext|>"
@@ -70,6 +71,15 @@ class TextTokenizer:
         kind = np.uint16 if self.vocabulary_size <= 1 << 16 else np.int32
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=kind) for encoding in encodings]
+
+    def decode(self, documents: Documents) -> list[str]:
+        """The text of each document; exact for byte-level tokenizers."""
+        cuts = documents.offsets[1:-1]
+        pieces = (
+            [one.tolist() for one in np.split(documents.input_ids, cuts)] if len(documents) else []
+        )
+        texts: list[str] = self._backend.decode_batch(pieces, skip_special_tokens=False)
+        return texts
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it."""

@@ -83,7 +83,7 @@ class Batch:
     Attributes:
         windows: position in its `Windows` of each row's window, int64 [R]; rows beyond are empty.
         inputs: token ids, int64 [B, L], B >= R.
-        labels: the token after each input, int64 [B, L]; -100 where it does not count.
+        labels: the token after each input, int64 [B, L]; -100 where it is none or not counted.
     """
 
     windows: Int64
@@ -126,11 +126,15 @@ def _fill(
 ) -> Batch:
     inputs = np.full(shape, prefix_id, dtype=np.int64)
     labels = np.full(shape, -100, dtype=np.int64)
+    counted = documents.counted
     for line, window in enumerate(rows):
         base = documents.offsets[windows.document[window]]
         start, scored, stop = windows.start[window], windows.scored[window], windows.stop[window]
         read_from = max(start, 1)
         text = documents.input_ids[base + read_from - 1 : base + stop]
         inputs[line, read_from - start : stop - start] = text[:-1]
-        labels[line, scored - start : stop - start] = text[len(text) - (stop - scored) :]
+        predicted = text[len(text) - (stop - scored) :]
+        if counted is not None:
+            predicted = np.where(counted[base + scored : base + stop], predicted.astype(int), -100)
+        labels[line, scored - start : stop - start] = predicted
     return Batch(np.asarray(rows, dtype=np.int64), inputs, labels)

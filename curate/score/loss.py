@@ -1,4 +1,4 @@
-"""Losses of whole documents under a frozen model, whatever batch they were in."""
+"""Losses of tokens and of whole documents, whatever batch they were in."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import numpy.typing as npt
 import torch
 
 from curate.read.documents import Documents
-from curate.read.windows import make_batches, rolling_windows
+from curate.read.windows import Batch, Windows, make_batches, rolling_windows
 from curate.train.model import LanguageModel
+
+Float64 = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
-def document_losses(model: LanguageModel, documents: Documents) -> npt.NDArray[np.float64]:
+def document_losses(model: LanguageModel, documents: Documents) -> Float64:
     """Mean next-token loss of each document, float64 [N], nats per token.
 
     Every token is predicted exactly once, the first from the separator; documents longer than the
@@ -20,21 +22,59 @@ def document_losses(model: LanguageModel, documents: Documents) -> npt.NDArray[n
     """
     windows = rolling_windows(documents.lengths, model.window, model.overlap)
     summed = np.zeros(len(documents))
-    for batch in make_batches(
-        documents,
-        windows,
-        prefix_id=model.prefix_id,
-        microbatch_tokens=model.compute.microbatch_tokens,
-    ):
+    for batch in _batches(model, documents, windows):
         losses, rows = model.token_losses(batch)
         per_row = torch.zeros(len(batch.windows), dtype=torch.float64, device=losses.device)
         per_row.index_add_(0, rows, losses.double())
         np.add.at(summed, windows.document[batch.windows], per_row.cpu().numpy())
-    with np.errstate(invalid="ignore"):
-        return summed / np.where(documents.lengths > 0, documents.lengths, np.nan)
+    return _per_token(summed, documents)
+
+
+def token_losses(model: LanguageModel, documents: Documents) -> torch.Tensor:
+    """Next-token loss of each token, float32 [tokens], nats, in the documents' order.
+
+    The loss of a token is that of predicting it. Differentiable where the model is: the graphs of
+    all microbatches are held until the result is let go.
+    """
+    windows = rolling_windows(documents.lengths, model.window, model.overlap)
+    losses, places = [torch.zeros(0, device=model.compute.device)], [np.zeros(0, dtype=np.int64)]
+    for batch in _batches(model, documents, windows):
+        losses.append(model.token_losses(batch)[0])
+        places.append(_token_places(batch, windows, documents))
+    order = np.argsort(np.concatenate(places))
+    return torch.cat(losses)[torch.from_numpy(order).to(model.compute.device)]
+
+
+def mean_by_document(token_values: Float64, documents: Documents) -> Float64:
+    """Mean of a value per token over each document, float64 [N]; NaN without tokens."""
+    ends = np.concatenate([[0.0], np.cumsum(token_values, dtype=np.float64)])
+    return _per_token(np.diff(ends[documents.offsets]), documents)
 
 
 def mean_loss(model: LanguageModel, documents: Documents) -> float:
     """Mean next-token loss over all tokens of the documents, nats per token."""
     losses = document_losses(model, documents)
     return float(np.average(losses, weights=documents.lengths))
+
+
+def _batches(model: LanguageModel, documents: Documents, windows: Windows) -> list[Batch]:
+    return make_batches(
+        documents,
+        windows,
+        prefix_id=model.prefix_id,
+        microbatch_tokens=model.compute.microbatch_tokens,
+    )
+
+
+def _token_places(batch: Batch, windows: Windows, documents: Documents) -> npt.NDArray[np.int64]:
+    """Positions among all tokens of those that a batch predicts, in the order of its losses."""
+    rows = batch.windows
+    base = documents.offsets[windows.document[rows]]
+    counts = windows.stop[rows] - windows.scored[rows]
+    starts = base + windows.scored[rows] - (np.cumsum(counts) - counts)
+    return np.repeat(starts, counts) + np.arange(counts.sum())
+
+
+def _per_token(summed: Float64, documents: Documents) -> Float64:
+    with np.errstate(invalid="ignore"):
+        return summed / np.where(documents.lengths > 0, documents.lengths, np.nan)

@@ -64,7 +64,7 @@ def select_documents(
     with atomic_path(path) as temporary, duckdb.connect() as database:
         database.execute("SET temp_directory = ?", [str(path.parent / "duckdb.tmp")])
         database.execute("SET preserve_insertion_order = true")
-        _create_inputs(database, documents, decisions, scales)
+        create_inputs(database, documents, decisions, scales)
         database.execute(_AVERAGE)
         (pool_tokens,) = _row(database, "SELECT coalesce(sum(tokens), 0) FROM documents")
         multiplier = make_key(seed, "final ties") % (_PRIME - 1) + 1
@@ -84,7 +84,7 @@ def select_documents(
 
 
 def mark_top(path: Path, scored: Path, *, keep: float, seed: int) -> dict[str, float]:
-    """Decide a rescore round as a whole: rewrite `scored` to `path` with the top share kept.
+    """Decide a scoring round as a whole: rewrite `scored` to `path` with the top share kept.
 
     Args:
         path: where the decided records.DECISION rows go, atomically.
@@ -106,9 +106,10 @@ def mark_top(path: Path, scored: Path, *, keep: float, seed: int) -> dict[str, f
             "SELECT min(score), count(*), coalesce(sum(tokens), 0) FROM top WHERE now_kept",
         )
         target = str(temporary).replace("'", "''")
-        columns = "* EXCLUDE (after, now_kept, kept, threshold)"
+        columns = "* EXCLUDE (after, now_kept, kept, threshold, tokens_kept)"
         database.execute(
-            f"COPY (SELECT {columns}, {float(threshold)!r}::FLOAT AS threshold, now_kept AS kept "
+            f"COPY (SELECT {columns}, {float(threshold)!r}::FLOAT AS threshold, now_kept AS kept, "
+            "CASE WHEN now_kept THEN tokens ELSE 0 END AS tokens_kept "
             f"FROM top) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
         )
     return {
@@ -118,12 +119,13 @@ def mark_top(path: Path, scored: Path, *, keep: float, seed: int) -> dict[str, f
     }
 
 
-def _create_inputs(
+def create_inputs(
     database: duckdb.DuckDBPyConnection,
     documents: Sequence[Path],
     decisions: Sequence[Path],
     scales: Sequence[RoundScale],
 ) -> None:
+    """Give a database the views `documents` and `decisions`, and the table `scales`."""
     every = database.read_parquet([str(path) for path in documents])
     every.project("document_id, tokens").create_view("documents")  # not the user's columns
     database.read_parquet([str(path) for path in decisions]).create_view("decisions")
@@ -205,6 +207,7 @@ SELECT documents.document_id,
        excess_loss::FLOAT AS excess_loss,
        round::INTEGER AS round,
        coalesce(kept, false) AS kept,
+       CASE WHEN kept THEN documents.tokens ELSE 0 END AS tokens_kept,
        CASE WHEN documents.tokens = 0 THEN 'empty'
             WHEN kept AND units > 0 THEN 'selected'
             WHEN kept THEN 'filled'

@@ -1,8 +1,8 @@
-"""One round: draw blocks, score them, spend the budget, let the method learn, write decisions.
+"""One round: score blocks, spend the budget, let the method learn, write decisions and masks.
 
 The budget is spent block by block (the memoryless Frank-Wolfe vertex of BLADE's Algorithm 1, step
 size 1). What a block's whole documents leave over or under is carried to the next block, so that a
-round keeps its share of the tokens it drew within one document.
+round keeps its share of the tokens it drew within one document, or one token at token granularity.
 """
 
 from __future__ import annotations
@@ -16,18 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curate.errors import NonFiniteLoss
-from curate.files import atomic_path
 from curate.noise import make_key, random_uint64
 from curate.read.documents import Documents
-from curate.records import DECISION
-from curate.select.budget import keep_top
+from curate.select.budget import keep_top, token_noise
+from curate.select.decisions import Decided, DecisionWriter
 from curate.select.methods.base import Method, RoundStart, Scores
-
-_ROWS_PER_WRITE = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +49,7 @@ def run_round(
     blocks: Iterable[Documents],
     path: Path,
     *,
+    masks: Path | None = None,
     round_index: int,
     method_name: str,
     keep: float,
@@ -67,6 +63,7 @@ def run_round(
         method: scores the blocks and learns from what is kept.
         blocks: the round's candidates.
         path: where the decisions go, atomically.
+        masks: where the token masks go, atomically; None at document granularity.
         round_index: 0-based, for the log.
         method_name: for the log.
         keep: share of each block's tokens to keep.
@@ -82,18 +79,17 @@ def run_round(
     on_start(start)
     ties = make_key(seed, "ties", round_index)
     tally = _Tally()
-    with atomic_path(path) as temporary, _DecisionWriter(temporary, round_index) as writer:
+    with DecisionWriter(path, masks, round_index) as writer:
         for block in blocks:
             scores = method.score(block)
             _check_finite(scores, block)
             tally.owed += keep * block.num_tokens
-            noise = random_uint64(ties, block.ids)
-            kept = keep_top(scores.score, block.lengths, tally.owed, noise)
-            threshold = float(scores.score[kept].min()) if kept.any() else math.nan
+            decided = decide(block, scores, tally.owed, ties)
             if learn:
-                method.learn(block, kept)
-            tally.add(block, scores.score, kept, threshold)
-            writer.add(block, scores, threshold, kept)
+                unit = decided.documents if decided.tokens is None else decided.tokens
+                method.learn(block, unit)
+            tally.add(block, scores.score, decided)
+            writer.add(block, scores, decided)
     record = {
         "round": round_index,
         "method": method_name,
@@ -110,6 +106,28 @@ def run_round(
     return RoundResult(record=record, score_mean=tally.mean, score_std=tally.std)
 
 
+def decide(block: Documents, scores: Scores, budget: float, key: int) -> Decided:
+    """Spend a token budget on the highest scores of a block, by document or by token.
+
+    Args:
+        block: the candidates.
+        scores: theirs; with `token_score` tokens are kept, otherwise documents.
+        budget: tokens to keep.
+        key: of the tie breaks.
+    """
+    lengths = block.lengths
+    if scores.token_score is None:
+        kept = keep_top(scores.score, lengths, budget, random_uint64(key, block.ids))
+        threshold = float(scores.score[kept].min()) if kept.any() else math.nan
+        return Decided(kept, np.where(kept, lengths, 0), threshold)
+    one = np.ones(block.num_tokens, dtype=np.int64)
+    tokens = keep_top(scores.token_score, one, budget, token_noise(key, block))
+    threshold = float(scores.token_score[tokens].min()) if tokens.any() else math.nan
+    ends = np.concatenate([[0], np.cumsum(tokens)])
+    counts = np.diff(ends[block.offsets])
+    return Decided(counts > 0, counts, threshold, tokens)
+
+
 class _Tally:
     """Running sums over the blocks of a round."""
 
@@ -123,13 +141,12 @@ class _Tally:
         self,
         block: Documents,
         scores: npt.NDArray[np.float64],
-        kept: npt.NDArray[np.bool_],
-        threshold: float,
+        decided: Decided,
     ) -> None:
-        tokens_kept = int(block.lengths[kept].sum())
+        tokens_kept, threshold = int(decided.tokens_kept.sum()), decided.threshold
         self.owed -= tokens_kept
         self.documents += len(block)
-        self.documents_kept += int(kept.sum())
+        self.documents_kept += int(decided.documents.sum())
         self.tokens += block.num_tokens
         self.tokens_kept += tokens_kept
         self._sum += float(scores.sum())
@@ -156,54 +173,6 @@ class _Tally:
             "tokens_scored": self.tokens,
             "tokens_kept": self.tokens_kept,
         }
-
-
-class _DecisionWriter:
-    """Buffers decisions and writes them as row groups of one Parquet file."""
-
-    def __init__(self, path: Path, round_index: int) -> None:
-        self._writer = pq.ParquetWriter(path, DECISION, compression="zstd")
-        self._round = round_index
-        self._held: list[pa.RecordBatch] = []
-        self._rows = 0
-
-    def __enter__(self) -> _DecisionWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._flush()
-        self._writer.close()
-
-    def add(
-        self, block: Documents, scores: Scores, threshold: float, kept: npt.NDArray[np.bool_]
-    ) -> None:
-        rows = len(block)
-        columns = [
-            pa.array(block.ids),
-            pa.array(np.full(rows, self._round, np.int32)),
-            pa.array(block.lengths),
-            pa.array(block.bytes),
-            _nullable(scores.proxy_loss),
-            _nullable(scores.reference_loss),
-            _nullable(scores.excess_loss),
-            _nullable(scores.score),
-            _nullable(np.full(rows, threshold)),
-            pa.array(kept),
-        ]
-        self._held.append(pa.RecordBatch.from_arrays(columns, schema=DECISION))
-        self._rows += rows
-        if self._rows >= _ROWS_PER_WRITE:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._held:
-            self._writer.write_table(pa.Table.from_batches(self._held))
-        self._held, self._rows = [], 0
-
-
-def _nullable(values: npt.NDArray[np.float64]) -> pa.Array:
-    """float32 with NaN as null."""
-    return pa.array(values.astype(np.float32), from_pandas=True)
 
 
 def _check_finite(scores: Scores, block: Documents) -> None:

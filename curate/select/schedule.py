@@ -20,6 +20,8 @@ _TOKENS_PER_PARAMETER = 20
 _LONGEST_SYNC_INTERVAL = 1000
 _ROUNDS_PER_PASS = 3
 _PRETRAINED_WARMUP_BATCHES = 100
+_STATIC = ("color", "rho1")
+"""Methods whose reference is trained once: for one epoch of the target, as CoLoR-Filter's is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +29,24 @@ class Schedule:
     """How the pool is drawn: `passes` times, each in `rounds_per_pass` rounds of blocks.
 
     A round takes `blocks_per_round` blocks' worth of tokens; the last of a pass takes the rest.
+
+    Attributes:
+        passes: times the whole pool is drawn for rounds; 0 for a method that scores once.
+        rounds_per_pass: rounds in a pass.
+        blocks_per_round: blocks in a round.
+        block_tokens: tokens of a block.
+        scoring: whether a last pass only scores, and decides the pool as a whole.
+        expected_tokens: estimate of the tokens trained on and scored, for progress.
+        description: the plan in a few lines, for people.
     """
 
     passes: int = 1
     rounds_per_pass: int = 1
     blocks_per_round: int = 1
     block_tokens: int = 65536
-    rescore: bool = False
+    scoring: bool = False
+    expected_tokens: int = 0
+    description: tuple[str, ...] = ()
 
     @property
     def round_tokens(self) -> int:
@@ -42,12 +55,17 @@ class Schedule:
 
     @property
     def rounds(self) -> int:
-        """Rounds in all, a final rescore not counted."""
+        """Rounds in all, a last scoring not counted."""
         return self.passes * self.rounds_per_pass
 
 
 def resolve_config(
-    config: Config, shape: ModelShape, *, pool_tokens: int, num_parameters: int
+    config: Config,
+    shape: ModelShape,
+    *,
+    pool_tokens: int,
+    target_tokens: int,
+    num_parameters: int,
 ) -> Config:
     """The config with every derived value of the model, training and method filled in.
 
@@ -55,6 +73,7 @@ def resolve_config(
         config: as the user gave it.
         shape: what is known of the model before its weights are made.
         pool_tokens: tokens of the whole pool.
+        target_tokens: tokens of the target.
         num_parameters: of the proxy.
     """
     window = config.model.window or shape.window
@@ -71,64 +90,76 @@ def resolve_config(
     )
     config = dataclasses.replace(config, model=model, train=train)
     blade = _resolve_blade(config, shape, pool_tokens, num_parameters)
+    if config.method in _STATIC and config.blade.reference_steps is None:
+        epoch = math.ceil(target_tokens / int(train.batch_tokens or 1))
+        blade = dataclasses.replace(blade, reference_steps=max(1, epoch))
     return dataclasses.replace(config, blade=blade)
 
 
-def plan_schedule(config: Config, *, pool_tokens: int) -> Schedule:
-    """How the pool is drawn under a resolved config."""
-    if config.method != "blade":
-        return Schedule()
+def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -> Schedule:
+    """How the pool is drawn for a proxy that learns from what is kept.
+
+    Args:
+        config: resolved.
+        pool_tokens: tokens of the whole pool.
+        syncs: times the reference is made anew; once a round by default.
+    """
+    blade = config.blade
     block_tokens = _block_tokens(config)
     blocks = max(1, math.ceil(pool_tokens / block_tokens))
-    sync_every = int(config.blade.sync_every or 1)
-    return Schedule(
-        passes=int(config.blade.passes or 1),
+    sync_every = int(blade.sync_every or 1)
+    schedule = Schedule(
+        passes=int(blade.passes or 1),
         rounds_per_pass=max(1, round(blocks / sync_every)),
         blocks_per_round=sync_every,
         block_tokens=block_tokens,
-        rescore=config.blade.final == "rescore",
+        scoring=blade.final == "rescore",
+    )
+    syncs = schedule.rounds + schedule.scoring if syncs is None else syncs
+    trained = schedule.passes * blocks * int(config.train.batch_tokens or 0)
+    scored = (schedule.passes + schedule.scoring) * pool_tokens
+    passes = "pass" if schedule.passes == 1 else "passes"
+    line = (
+        f"warm-up {blade.warmup_tokens:,} tokens; {schedule.passes} {passes} x "
+        f"{schedule.rounds_per_pass} rounds; T = {blade.sync_every} proxy steps, "
+        f"K = {blade.reference_steps} reference steps; lambda {blade.lambda_:g} "
+        f"({blade.lambda_schedule}), control {blade.control}, proxy trains on {blade.train_on}"
+    )
+    return dataclasses.replace(
+        schedule,
+        expected_tokens=int(blade.warmup_tokens or 0)
+        + trained
+        + scored
+        + syncs * _sync_tokens(config),
+        description=(line,),
     )
 
 
-def expected_tokens(config: Config, schedule: Schedule, pool_tokens: int) -> int:
-    """Tokens that a run will train on and score, estimated for its progress bar."""
-    if config.method != "blade":
-        return pool_tokens
-    blade, batch = config.blade, int(config.train.batch_tokens or 0)
-    blocks = math.ceil(pool_tokens / schedule.block_tokens)
-    syncs = schedule.rounds + schedule.rescore
-    steps_away = syncs * int(blade.reference_steps or 0)
-    train = int(blade.warmup_tokens or 0) + (schedule.passes * blocks + steps_away) * batch
-    score = (schedule.passes + schedule.rescore) * pool_tokens
-    if max(blade.lambda_, blade.lambda_end or 0.0) > 0:
-        copies = 2 if blade.control == "lookahead" else 1
-        train += copies * steps_away * batch
-        score += round(steps_away * batch / config.keep)
-    return train + score
+def plan_scoring(*, expected_tokens: int, description: str = "") -> Schedule:
+    """How the pool is drawn by a method that scores every document once, with nothing to learn."""
+    return Schedule(
+        passes=0,
+        scoring=True,
+        expected_tokens=expected_tokens,
+        description=(description,) if description else (),
+    )
 
 
-def describe_schedule(
-    config: Config, schedule: Schedule, pool_tokens: int, num_parameters: int
+def describe_run(
+    config: Config, schedule: Schedule, pool_tokens: int, num_parameters: int | None
 ) -> str:
-    """The resolved schedule in a few lines, for people."""
+    """The resolved plan in a few lines, for people; parameters None for methods without a model."""
     lines = [
         f"pool {pool_tokens:,} tokens, keep {config.keep:g} = {config.keep * pool_tokens:,.0f}, "
-        f"method {config.method}, seed {config.seed}"
+        f"method {config.method}, granularity {config.granularity}, seed {config.seed}"
     ]
-    if config.method == "blade":
-        blade = config.blade
-        passes = "pass" if schedule.passes == 1 else "passes"
-        lines += [
+    if num_parameters is not None:
+        lines.append(
             f"model {config.model.name}, {num_parameters / 1e6:.1f} M parameters, window "
             f"{config.model.window}, batch {config.train.batch_tokens:,} tokens, learning rate "
-            f"{config.train.learning_rate:g}",
-            f"warm-up {blade.warmup_tokens:,} tokens; {schedule.passes} {passes} x "
-            f"{schedule.rounds_per_pass} rounds; T = {blade.sync_every} proxy steps, "
-            f"K = {blade.reference_steps} reference steps; lambda {blade.lambda_:g} "
-            f"({blade.lambda_schedule}), control {blade.control}, proxy trains on "
-            f"{blade.train_on}",
-        ]
-    return "\n".join(lines)
+            f"{config.train.learning_rate:g}"
+        )
+    return "\n".join([*lines, *schedule.description])
 
 
 def lambda_at(config: BladeConfig, round_index: int, rounds: int) -> float:
@@ -156,9 +187,21 @@ def visit_coefficients(average: str, visits: int) -> list[float]:
     return coefficients
 
 
+def _sync_tokens(config: Config) -> int:
+    """Tokens trained on and scored to make one reference and its control."""
+    blade = config.blade
+    steps = int(blade.reference_steps or 0) * int(config.train.batch_tokens or 0)
+    if max(blade.lambda_, blade.lambda_end or 0.0) == 0:
+        return steps
+    copies = 2 if blade.control == "lookahead" else 1
+    return steps + copies * steps + round(steps / config.keep)
+
+
 def _block_tokens(config: Config) -> int:
     """Candidates drawn for one proxy step, so that its batch has `batch_tokens` tokens."""
     batch = int(config.train.batch_tokens or 1)
+    if config.granularity == "token":  # the forward pass that scores is the one that is trained on
+        return batch
     share = config.blade.mixture_kept_share if config.blade.train_on == "mixture" else 1.0
     return max(batch, round(batch * share / config.keep))
 

@@ -22,7 +22,7 @@ from curate.train.model import LanguageModel
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One term of a step's loss: `weight` x mean nats per token over `documents`."""
+    """One term of a step's loss: `weight` x mean nats per counted token of `documents`."""
 
     documents: Documents
     weight: float = 1.0
@@ -79,10 +79,29 @@ class Optimizer:
             NonFiniteLoss: the loss or the gradient is NaN or infinite; parameters are unchanged.
         """
         started = time.monotonic()
+        loss = sum(self._accumulate(term) for term in terms)
+        tokens = sum(term.documents.num_tokens for term in terms)
+        return self._finish(loss, tokens, started, first_step)
+
+    def step_on(self, loss: torch.Tensor, tokens: int) -> StepRecord:
+        """Take one step on a loss whose forward pass has been made, nats per token.
+
+        Args:
+            loss: scalar with a graph that reaches this model.
+            tokens: tokens of its forward pass, for the record.
+
+        Raises:
+            NonFiniteLoss: as `step`.
+        """
+        started = time.monotonic()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return self._finish(float(loss.detach()), tokens, started, 0)
+
+    def _finish(self, loss: float, tokens: int, started: float, first_step: int) -> StepRecord:
+        """Clip the accumulated gradient, move the parameters, and say what was done."""
         rate = self.schedule(self.steps)
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        loss = sum(self._accumulate(term) for term in terms)
         parameters = list(self.model.network.parameters())
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -96,12 +115,11 @@ class Optimizer:
         self._adamw.zero_grad()
         number = first_step + self.steps
         self.steps += 1
-        tokens = sum(term.documents.num_tokens for term in terms)
         speed = tokens / max(time.monotonic() - started, 1e-9)
         return StepRecord(number, self.name, loss, rate, norm, speed)
 
     def _accumulate(self, term: Term) -> float:
-        total = term.documents.num_tokens
+        total = term.documents.num_counted
         if total == 0:
             return 0.0
         model = self.model

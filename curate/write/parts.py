@@ -11,7 +11,7 @@ a part depend on its rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +20,25 @@ import pyarrow.parquet as pq
 
 from curate.errors import CurateError, InvalidInput
 from curate.files import atomic_path
-from curate.records import OUTPUT_COLUMNS
+from curate.records import OUTPUT_COLUMNS, TOKEN_COLUMNS
+from curate.select.masks import MaskReader
 
 _PREFIX = "curate_"
 
 
-def output_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema of a part: that of the pool, its metadata kept, then `records.OUTPUT_COLUMNS`.
+def output_schema(schema: pa.Schema, fields: Sequence[pa.Field] = OUTPUT_COLUMNS) -> pa.Schema:
+    """The schema of a part: that of the pool, its metadata kept, then `fields`.
 
     Raises:
         InvalidInput: the pool already has a column of one of these names.
     """
-    for field in OUTPUT_COLUMNS:
+    for field in fields:
         if field.name in schema.names:
             raise InvalidInput(
                 f"The pool already has a column named {field.name}.",
                 "Rename or drop that column, curate writes one of its own under this name.",
             )
-    return pa.schema([*schema, *OUTPUT_COLUMNS], metadata=schema.metadata)
+    return pa.schema([*schema, *fields], metadata=schema.metadata)
 
 
 def write_part(
@@ -46,6 +47,7 @@ def write_part(
     batches: Iterable[tuple[int, pa.RecordBatch]],
     selection: pa.Table,
     *,
+    masks: MaskReader | None = None,
     row_group_rows: int = 4096,
     compression: str = "zstd",
 ) -> int:
@@ -57,6 +59,8 @@ def write_part(
         batches: the shard as (first row number, batch with all columns) pairs, rows ascending.
         selection: the kept rows of this shard: row (int64, ascending, unique), weight, score,
             excess_loss, round.
+        masks: token masks, of which those of this shard's kept rows come next; adds
+            records.TOKEN_COLUMNS.
         row_group_rows: rows per row group of the file.
         compression: Parquet codec.
 
@@ -66,7 +70,7 @@ def write_part(
     """
     if selection.num_rows == 0:
         return 0
-    out = output_schema(schema)
+    out = output_schema(schema, OUTPUT_COLUMNS + (TOKEN_COLUMNS if masks else ()))
     written = 0
     with (
         atomic_path(path) as temporary,
@@ -75,7 +79,7 @@ def write_part(
             temporary, out, compression=compression, use_compliant_nested_type=False
         ) as writer,
     ):
-        for group in row_groups(_kept(out, batches, selection), out, row_group_rows):
+        for group in row_groups(_kept(out, batches, selection, masks), out, row_group_rows):
             writer.write_table(group, row_group_size=row_group_rows)
             written += group.num_rows
         if written != selection.num_rows:
@@ -109,7 +113,10 @@ def row_groups(
 
 
 def _kept(
-    out: pa.Schema, batches: Iterable[tuple[int, pa.RecordBatch]], selection: pa.Table
+    out: pa.Schema,
+    batches: Iterable[tuple[int, pa.RecordBatch]],
+    selection: pa.Table,
+    masks: MaskReader | None,
 ) -> Iterator[pa.RecordBatch]:
     """The kept rows of every batch that has some, with the output columns appended."""
     rows = selection.column("row").to_numpy()
@@ -118,13 +125,15 @@ def _kept(
         if low == high:
             continue
         taken = batch.take(pa.array(rows[low:high] - first_row))
-        outcome = _outcome(selection.slice(low, high - low))
+        outcome = _columns(selection.slice(low, high - low), OUTPUT_COLUMNS)
+        if masks is not None:
+            outcome += _columns(masks.take(high - low), TOKEN_COLUMNS)
         yield pa.RecordBatch.from_arrays([*taken.columns, *outcome], schema=out)
 
 
-def _outcome(selection: pa.Table) -> list[pa.Array]:
+def _columns(table: pa.Table, fields: Sequence[pa.Field]) -> list[pa.Array]:
     columns = []
-    for field in OUTPUT_COLUMNS:
-        column = selection.column(field.name.removeprefix(_PREFIX)).cast(field.type)
+    for field in fields:
+        column = table.column(field.name.removeprefix(_PREFIX)).cast(field.type)
         columns.append(pa.concat_arrays(column.chunks))
     return columns

@@ -80,7 +80,8 @@ def document_fragments(folder: Path, metadata: Sequence[tuple[str, pa.Array]]) -
 
 def selection_fragment(folder: Path) -> Path:
     weight, score, kept, reason = zip(*OUTCOMES, strict=True)
-    columns = (IDS, weight, score, score, [1] * 6, kept, reason)
+    counts = [count if keep else 0 for count, keep in zip(TOKENS, kept, strict=True)]
+    columns = (IDS, weight, score, score, [1] * 6, kept, counts, reason)
     return write(folder / "selection.parquet", records.SELECTION, columns)
 
 
@@ -94,7 +95,9 @@ def decision_fragments(folder: Path) -> list[Path]:
         ]
         tokens = [TOKENS[index] for index in place]
         ids, sizes = [IDS[index] for index in place], [4 * count for count in tokens]
-        columns = (ids, rounds, tokens, sizes, proxy, reference, excess, score, threshold, kept)
+        counts = [count if keep else 0 for count, keep in zip(tokens, kept, strict=True)]
+        losses = (proxy, reference, excess, score, threshold)
+        columns = (ids, rounds, tokens, sizes, *losses, kept, counts)
         path = folder / f"decisions-{number}.parquet"
         paths.append(write(path, records.DECISION, columns))
     return paths

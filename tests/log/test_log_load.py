@@ -51,12 +51,12 @@ def test_decision_and_document_are_their_records_and_what_is_derived():
         zip(records.DECISION.names, records.DECISION.types, strict=True)
     )
     document = [c.name for c in schema.DOCUMENT.columns]
-    assert document == [*records.DOCUMENT.names, "weight", "kept", "reason"]
+    assert document == [*records.DOCUMENT.names, "weight", "kept", "tokens_kept", "reason"]
 
 
 DECISION_COLUMNS = """document_id shard_id row round tokens bytes proxy_loss reference_loss
-    excess_loss score threshold kept reason"""
-DOCUMENT_COLUMNS = "document_id shard_id row tokens bytes weight kept reason source"
+    excess_loss score threshold kept tokens_kept reason"""
+DOCUMENT_COLUMNS = "document_id shard_id row tokens bytes weight kept tokens_kept reason source"
 
 
 def test_the_stored_columns_are_those_of_the_design(built):

@@ -66,7 +66,7 @@ def decide(log: Log, scores: list[float | None], threshold: float = 0.0) -> Path
     nothing = [None] * count
     columns = (IDS[:count], [0] * count, [1] * count, [1] * count, nothing, nothing, nothing)
     path = folder / "only.parquet"
-    write(path, records.DECISION, (*columns, scores, [threshold] * count, kept))
+    write(path, records.DECISION, (*columns, scores, [threshold] * count, kept, [1] * count))
     log.changes["decisions"] = [path]
     return log.build()
 

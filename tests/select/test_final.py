@@ -54,8 +54,9 @@ class Case:
 
     def decision_table(self):
         rows = [
-            (self.ids[row], index, self.tokens[row], 9, 2.0, 1.0, excess, score, 0.0, kept)
+            (self.ids[row], index, tokens, 9, 2.0, 1.0, excess, score, 0.0, kept, tokens * kept)
             for row, _, index, score, excess, kept in self.visits
+            for tokens in [self.tokens[row]]
         ]
         return pa.table([list(column) for column in zip(*rows, strict=True)], schema=DECISION)
 
@@ -110,6 +111,7 @@ class Case:
                 **{name: row[name] for name in ("score", "excess_loss", "round")},
                 "weight": float(raw[one] / mean) if one in raw else 0.0,
                 "kept": one in raw,
+                "tokens_kept": tokens if one in raw else 0,
                 "reason": reason if tokens else "empty",
             }
         return outcome
@@ -352,7 +354,10 @@ def test_mark_top_decides_all_rows_at_once(tmp_path, keep):
     marked = pq.read_table(tmp_path / "marked.parquet")
     assert marked.schema.names == DECISION.names
     assert marked.schema.types == DECISION.types
-    others = [name for name in DECISION.names if name not in ("kept", "threshold")]
+    decided = ("kept", "threshold", "tokens_kept")
+    others = [name for name in DECISION.names if name not in decided]
+    expected = [row["tokens"] if row["kept"] else 0 for row in marked.to_pylist()]
+    assert marked["tokens_kept"].to_pylist() == expected
     by_id = [("document_id", "ascending")]
     before, after = (one.sort_by(by_id).select(others).to_pylist() for one in (scored, marked))
     assert after == before

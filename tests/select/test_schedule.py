@@ -7,23 +7,30 @@ from hypothesis import strategies as st
 from tiny_models import SHAPE
 
 from curate.config.schema import BladeConfig, Config, ModelConfig, TrainConfig
+from curate.select.methods import METHODS
 from curate.select.schedule import (
-    describe_schedule,
-    expected_tokens,
+    describe_run,
     lambda_at,
-    plan_schedule,
+    plan_rounds,
     resolve_config,
     visit_coefficients,
 )
 from curate.train.model import PRESETS
 
 SMALL = dataclasses.replace(SHAPE, vocabulary_size=300)
+TARGET_TOKENS = 10_000
 PRETRAINED = dataclasses.replace(SHAPE, llama=None, vocabulary_size=None)
 
 
 def resolve(pool_tokens, shape=PRESETS["tiny"], parameters=2_600_000, keep=0.2, **sections):
     config = Config(pool="p", target="t", out="o", keep=keep, **sections)
-    return resolve_config(config, shape, pool_tokens=pool_tokens, num_parameters=parameters)
+    return resolve_config(
+        config,
+        shape,
+        pool_tokens=pool_tokens,
+        target_tokens=TARGET_TOKENS,
+        num_parameters=parameters,
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ def test_a_large_pool_gets_the_papers_schedule():
 
 def test_a_small_pool_gets_three_rounds_a_pass():
     config = resolve(3_000_000)
-    schedule = plan_schedule(config, pool_tokens=3_000_000)
+    schedule = plan_rounds(config, pool_tokens=3_000_000)
     assert schedule.rounds_per_pass == 3
     assert config.blade.warmup_tokens == 1_000_000
     blocks = math.ceil(3_000_000 / schedule.block_tokens)
@@ -108,7 +115,7 @@ def test_what_the_user_set_is_kept():
     train = TrainConfig(batch_tokens=50, learning_rate=0.25)
     config = resolve(10**6, blade=blade, model=model, train=train)
     assert (config.blade, config.model, config.train) == (blade, model, train)
-    again = resolve_config(config, SMALL, pool_tokens=5, num_parameters=1)
+    again = resolve_config(config, SMALL, pool_tokens=5, target_tokens=1, num_parameters=1)
     assert again == config
 
 
@@ -122,7 +129,7 @@ def test_a_block_holds_what_one_step_trains_on():
     ):
         blade = BladeConfig(train_on=train_on, mixture_kept_share=share)
         config = resolve(10**6, SMALL, keep=keep, blade=blade)
-        assert plan_schedule(config, pool_tokens=10**6).block_tokens == expected
+        assert plan_rounds(config, pool_tokens=10**6).block_tokens == expected
 
 
 @given(
@@ -134,7 +141,7 @@ def test_a_block_holds_what_one_step_trains_on():
 def test_every_plan_is_valid_and_its_rounds_cover_a_pass(pool_tokens, keep, passes, sync_every):
     blade = BladeConfig(passes=passes, sync_every=sync_every)
     config = resolve(pool_tokens, SMALL, keep=keep, blade=blade)
-    schedule = plan_schedule(config, pool_tokens=pool_tokens)
+    schedule = plan_rounds(config, pool_tokens=pool_tokens)
     assert schedule.rounds == passes * schedule.rounds_per_pass >= passes
     assert min(schedule.blocks_per_round, schedule.block_tokens) >= 1
     assert config.blade.reference_steps >= 1
@@ -143,19 +150,44 @@ def test_every_plan_is_valid_and_its_rounds_cover_a_pass(pool_tokens, keep, pass
     assert (schedule.rounds_per_pass - 1) * schedule.blocks_per_round < blocks
     if sync_every is None:
         assert schedule.rounds_per_pass in (1, 2, 3)
-    assert expected_tokens(config, schedule, pool_tokens) >= passes * pool_tokens
-    assert f"keep {keep:g}" in describe_schedule(config, schedule, pool_tokens, 1)
+    assert schedule.expected_tokens >= passes * pool_tokens
+    assert f"keep {keep:g}" in describe_run(config, schedule, pool_tokens, 1)
 
 
 def test_a_pool_of_one_document():
     config = resolve(1)
-    schedule = plan_schedule(config, pool_tokens=1)
+    schedule = plan_rounds(config, pool_tokens=1)
     assert (schedule.rounds, schedule.blocks_per_round) == (1, 1)
     assert config.blade.warmup_tokens == 0
 
 
-def test_methods_without_models_have_one_round_of_one_pass():
-    config = resolve(10**6, method="random", blade=BladeConfig(passes=5, final="rescore"))
-    schedule = plan_schedule(config, pool_tokens=10**6)
-    assert (schedule.rounds, schedule.rescore) == (1, False)
-    assert expected_tokens(config, schedule, 10**6) == 10**6
+def test_methods_that_score_once_have_no_rounds():
+    for name in ("random", "color", "perplexity"):
+        config = resolve(10**6, method=name, blade=BladeConfig(passes=5, final="rescore"))
+        schedule = METHODS[name].plan(config, 10**6)
+        assert (schedule.rounds, schedule.scoring) == (0, True)
+        warmup = config.blade.warmup_tokens if METHODS[name].has_proxy else 0
+        assert schedule.expected_tokens >= 10**6 + warmup
+    assert METHODS["random"].plan(config, 10**6).expected_tokens == 10**6
+
+
+def test_a_static_reference_is_trained_for_one_epoch_of_the_target():
+    for name in ("color", "rho1"):
+        config = resolve(10**6, SMALL, method=name)
+        assert config.blade.reference_steps == math.ceil(TARGET_TOKENS / SMALL.batch_tokens)
+        set_by_user = resolve(10**6, SMALL, method=name, blade=BladeConfig(reference_steps=3))
+        assert set_by_user.blade.reference_steps == 3
+
+
+def test_rho1_makes_its_reference_once():
+    published = BladeConfig(control="proxy", train_on="kept")
+    config = resolve(3_000_000, method="rho1", blade=published)
+    often, once = METHODS["blade"].plan(config, 3_000_000), METHODS["rho1"].plan(config, 3_000_000)
+    assert once.rounds == often.rounds
+    steps = config.blade.reference_steps * config.train.batch_tokens
+    assert once.expected_tokens == often.expected_tokens - (often.rounds - 1) * steps
+
+
+def test_at_token_granularity_a_block_is_one_training_batch():
+    config = resolve(10**6, SMALL, keep=0.2, granularity="token")
+    assert plan_rounds(config, pool_tokens=10**6).block_tokens == SMALL.batch_tokens

@@ -65,6 +65,7 @@ def _write_log(
             "excess_loss": 0.1 if models else None,
             "round": rounds - 1,
             "kept": row["document_id"] in kept,
+            "tokens_kept": row["tokens"] if row["document_id"] in kept else 0,
             "reason": "selected" if row["document_id"] in kept else "never_selected",
         }
         for row in rows

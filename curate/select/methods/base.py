@@ -1,16 +1,18 @@
 """What a selection method is to the pipeline: it turns blocks of documents into scores.
 
-The pipeline knows neither models nor targets. It draws blocks of candidates in a random order,
-asks the method to score each, spends the token budget on the highest scores, tells the method what
-was kept, and logs all of it. A method without rounds of its own has a schedule of one.
+The pipeline knows neither models nor targets. It asks the method for a plan, draws blocks of
+candidates in a random order, asks the method to score each, spends the token budget on the highest
+scores, tells the method what was kept, and logs all of it. A method that scores once plans no
+rounds, only the scoring at the end, which is decided over the pool as a whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +20,15 @@ import numpy.typing as npt
 from curate.config.schema import Config
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
+from curate.score.loss import mean_by_document
 from curate.select.schedule import Schedule
 from curate.train.model import LanguageModel
 from curate.train.optimizer import StepRecord
 
 Float64 = npt.NDArray[np.float64]
+
+DOCUMENT, TOKEN = "document", "token"
+"""The granularities: what is kept or dropped as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +40,26 @@ class Scores:
         reference_loss: nats per token under the reference, float64 [N].
         excess_loss: proxy loss - reference loss, float64 [N]; higher means keep.
         score: what documents are ranked by, float64 [N]; higher means keep.
+        token_score: at token granularity, what tokens are ranked by, float64 [tokens of the
+            block]; `score` is then its mean over each document.
     """
 
     proxy_loss: Float64
     reference_loss: Float64
     excess_loss: Float64
     score: Float64
+    token_score: Float64 | None = None
+
+    @classmethod
+    def of(cls, score: Float64, *, proxy_loss: Float64 | None = None) -> Scores:
+        """Scores of a method that has no reference, and maybe no proxy either."""
+        unknown = np.full(len(score), np.nan)
+        return cls(unknown if proxy_loss is None else proxy_loss, unknown, unknown, score)
+
+    def with_tokens(self, token_score: Float64, block: Documents) -> Scores:
+        """The same losses under scores of the block's tokens."""
+        mean = mean_by_document(token_score, block)
+        return dataclasses.replace(self, score=mean, token_score=token_score)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +83,7 @@ class Context:
         cache: the tokenized pool.
         target: tokenized target documents.
         make_model: builds the proxy as it is before any step.
+        decode: the texts of documents, for methods that count words.
         on_step: told of every optimizer step.
         on_tokens: told of tokens trained on or scored, for progress.
     """
@@ -72,12 +93,28 @@ class Context:
     cache: TokenCache
     target: Documents
     make_model: Callable[[], LanguageModel]
+    decode: Callable[[Documents], list[str]]
     on_step: Callable[[StepRecord], None]
     on_tokens: Callable[[int], None] = field(default=lambda tokens: None)
 
 
 class Method(Protocol):
-    """A selection method. Scores depend on documents, models and seed alone."""
+    """A selection method. Scores depend on documents, models and seed alone.
+
+    Attributes:
+        granularities: the units it can keep or drop.
+        has_proxy: whether it trains a proxy model.
+    """
+
+    granularities: ClassVar[tuple[str, ...]]
+    has_proxy: ClassVar[bool]
+
+    def __init__(self, context: Context) -> None:
+        """Build everything that precedes the first step."""
+
+    @staticmethod
+    def plan(config: Config, pool_tokens: int) -> Schedule:
+        """How the pool is to be drawn under a resolved config."""
 
     def warm_up(self) -> None:
         """Whatever precedes the first round."""
@@ -89,7 +126,12 @@ class Method(Protocol):
         """Score a block of candidates."""
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
-        """Be told which documents of the block just scored were kept."""
+        """Be told what of the block just scored was kept.
+
+        Args:
+            block: the documents.
+            kept: one flag a document [N], or at token granularity one a token.
+        """
 
     def save(self, path: Path) -> None:
         """Write everything the next round depends on."""

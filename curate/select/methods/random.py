@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from curate.config.schema import Config
 from curate.noise import make_key, uniform
 from curate.read.documents import Documents
-from curate.select.methods.base import Context, RoundStart, Scores
+from curate.select.budget import token_noise
+from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores
+from curate.select.schedule import Schedule, plan_scoring
 
 
 class RandomMethod:
-    """Scores are uniform noise, a function of (seed, document id) alone."""
+    """Scores are uniform noise, a function of seed and document (and token) alone."""
+
+    granularities: ClassVar[tuple[str, ...]] = (DOCUMENT, TOKEN)
+    has_proxy: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         self._key = make_key(context.config.seed, "random method")
+        self._by_token = context.config.granularity == TOKEN
         self._on_tokens = context.on_tokens
 
+    @staticmethod
+    def plan(config: Config, pool_tokens: int) -> Schedule:
+        """Every document once."""
+        return plan_scoring(expected_tokens=pool_tokens)
+
     def warm_up(self) -> None:
-        """Nothing precedes the round."""
+        """Nothing precedes the scoring."""
 
     def start_round(self, round_index: int) -> RoundStart:
-        """There is one round and nothing to prepare."""
+        """There is nothing to prepare."""
         return RoundStart()
 
     def score(self, block: Documents) -> Scores:
         """Noise in [0, 1); no losses."""
         self._on_tokens(block.num_tokens)
-        unknown = np.full(len(block), np.nan)
-        return Scores(unknown, unknown, unknown, uniform(self._key, block.ids))
+        scores = Scores.of(uniform(self._key, block.ids))
+        if self._by_token:
+            noise = token_noise(self._key, block).astype(np.float64)
+            scores = scores.with_tokens(noise * 2.0**-64, block)
+        return scores
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Nothing is learned."""

@@ -1,0 +1,95 @@
+"""Perplexity bands: documents by the proxy's own loss, without a target.
+
+The lowest band keeps what the proxy finds easiest (CCNet, arXiv 1911.00359, keeps the head of a
+Wikipedia model's ranking); the middle band drops both the trivial and the noisy, the better choice
+in pruning studies (arXiv 2309.04564).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from curate.config.schema import Config
+from curate.read.cache import draw_blocks
+from curate.read.documents import Documents
+from curate.score.loss import document_losses
+from curate.select.methods.base import DOCUMENT, Context, RoundStart, Scores
+from curate.select.methods.proxy import Proxy
+from curate.select.schedule import Schedule, plan_scoring
+
+_MEDIAN_TOKENS = 1_000_000
+"""Pool tokens on which the middle of the losses is measured."""
+
+
+class PerplexityMethod:
+    """Score = - loss (lowest band), or - distance of the loss from the pool's median (middle)."""
+
+    granularities: ClassVar[tuple[str, ...]] = (DOCUMENT,)
+    has_proxy: ClassVar[bool] = True
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._proxy = Proxy(context)
+        self._center = 0.0
+
+    @staticmethod
+    def plan(config: Config, pool_tokens: int) -> Schedule:
+        """Warm-up, then one scoring of the whole pool."""
+        warmup = int(config.blade.warmup_tokens or 0)
+        return plan_scoring(
+            expected_tokens=warmup + min(pool_tokens, _MEDIAN_TOKENS) + pool_tokens,
+            description=f"warm-up {warmup:,} tokens; {config.perplexity.band} band of the proxy's "
+            "loss",
+        )
+
+    def warm_up(self) -> None:
+        """Train the proxy on unselected documents, and find the middle of its losses."""
+        self._proxy.warm_up()
+        if self._context.config.perplexity.band == "middle":
+            self._center = self._median_loss()
+
+    def start_round(self, round_index: int) -> RoundStart:
+        """There is nothing to prepare."""
+        return RoundStart(proxy_step=self._proxy.optimizer.steps)
+
+    def score(self, block: Documents) -> Scores:
+        """Nearness to the band."""
+        losses = document_losses(self._proxy.model, block)
+        self._context.on_tokens(block.num_tokens)
+        middle = self._context.config.perplexity.band == "middle"
+        return Scores.of(-np.abs(losses - self._center) if middle else -losses, proxy_loss=losses)
+
+    def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
+        """Nothing is learned."""
+
+    def save(self, path: Path) -> None:
+        """The proxy and the center."""
+        torch.save({"proxy": self._proxy.state_dict(), "center": self._center}, path)
+
+    def load(self, path: Path) -> None:
+        """Inverse of `save`."""
+        device = self._proxy.model.compute.device
+        state = torch.load(path, map_location=device, weights_only=True)
+        self._proxy.load_state_dict(state["proxy"])
+        self._center = state["center"]
+
+    def _median_loss(self) -> float:
+        """Median of the documents' losses, each document counted by its tokens."""
+        losses, sizes, left = [], [], _MEDIAN_TOKENS
+        stream = self._context.cache.stream(self._context.config.seed, "median")
+        for block in draw_blocks(stream, self._proxy.batch_tokens):
+            losses.append(document_losses(self._proxy.model, block))
+            sizes.append(block.lengths)
+            self._context.on_tokens(block.num_tokens)
+            left -= block.num_tokens
+            if left <= 0:
+                break
+        every, tokens = np.concatenate(losses), np.concatenate(sizes)
+        order = np.argsort(every)
+        half = np.searchsorted(np.cumsum(tokens[order]), tokens.sum() / 2)
+        return float(every[order][half])
