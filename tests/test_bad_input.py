@@ -226,7 +226,8 @@ def test_seed_is_no_whole_number(place: Path) -> None:
 
 def test_unknown_method(place: Path) -> None:
     assert refused(place, "--method", "best") == says(
-        "method must be one of blade, color, rho1, dsir, classifier, perplexity, random, but is best.",
+        "method must be one of blade, color, rho1, dsir, classifier, perplexity, random, but is "
+        "best.",
         "Set method to one of them.",
     )
 

@@ -64,8 +64,13 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return shared_run(tmp_path_factory, **STRICT)
 
 
+BASELINES = ["random", "color", "rho1", "dsir", "classifier", "perplexity"]
+
+
 @pytest.fixture(
-    params=[{}, {"method": "random"}, STRICT], ids=["blade", "random", "strict"], scope="session"
+    params=[{}, STRICT, *({"method": name} for name in BASELINES)],
+    ids=["blade", "strict", *BASELINES],
+    scope="session",
 )
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Each of the finished runs on the rich pool; tests must not change them."""

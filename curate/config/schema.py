@@ -315,3 +315,13 @@ class Config(Section):
     classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
     perplexity: PerplexityConfig = dataclasses.field(default_factory=PerplexityConfig)
     write: WriteConfig = dataclasses.field(default_factory=WriteConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        visits = (self.blade.passes or 1) + (self.blade.final == "rescore")
+        if self.granularity == "token" and visits > 1 and self.blade.average != "last":
+            raise InvalidInput(
+                "At token granularity the last decision about a token stands, but blade.average is "
+                f"{self.blade.average} and every document is visited {visits} times.",
+                "Set blade.average to last.",
+            )

@@ -85,7 +85,7 @@ def prepare(settings: EvaluateSettings) -> Inputs:
     from_scratch = shape.llama is not None
     tokenizer = load_tokenizer(str(run.tokenizer_folder) if from_scratch else settings.model)
     for one in (run, *others.values()):
-        _check_masks(one, tokenizer, settings.model)
+        _check_masks(one, tokenizer)
     pool = cached_tokens(run, tokenizer) or open_pool(run, settings.pool)
     test, warnings = _read_test(settings, run, tokenizer)
     return Inputs(
@@ -141,14 +141,13 @@ def _check_window(settings: EvaluateSettings, shape: ModelShape) -> None:
         )
 
 
-def _check_masks(run: FinishedRun, tokenizer: TextTokenizer, model: str) -> None:
-    if not run.has_masks:
-        return
-    if load_tokenizer(str(run.tokenizer_folder)).fingerprint != tokenizer.fingerprint:
+def _check_masks(run: FinishedRun, tokenizer: TextTokenizer) -> None:
+    if run.has_masks and run.tokenizer_fingerprint != tokenizer.fingerprint:
         raise InvalidInput(
-            f"The run in {run.out} kept tokens of another tokenizer than the one that {model} "
-            "would read here.",
-            "Evaluate runs at token granularity with a --model and runs of the same tokenizer.",
+            f"The run in {run.out} kept tokens of another tokenizer than the one that this "
+            "evaluation reads with.",
+            "Evaluate runs at token granularity with a preset, and against runs of the same "
+            "tokenizer.",
         )
 
 

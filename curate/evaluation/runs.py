@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -20,12 +21,12 @@ from curate.errors import CurateError, InvalidInput
 from curate.log.query import connect
 from curate.pipeline.folder import RunFolder
 from curate.read.documents import Documents, offsets_from_lengths
-from curate.read.tokenizer import TextTokenizer, text_bytes, text_values
+from curate.read.tokenizer import TextTokenizer, load_tokenizer, text_bytes, text_values
 
 _BATCH_ROWS = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FinishedRun:
     """A run that went to its end.
 
@@ -68,6 +69,11 @@ class FinishedRun:
             f"The tokenizer of the run in {self.out} is gone.",
             "Run curate run again with the same settings and another --out.",
         )
+
+    @functools.cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """What tells its tokenizer from others."""
+        return load_tokenizer(str(self.tokenizer_folder)).fingerprint
 
     @property
     def has_masks(self) -> bool:

@@ -26,7 +26,7 @@ from curate.pipeline.progress import Progress
 from curate.read.cache import TokenCache, cache_from_json, plan_partitions, write_fragments
 from curate.read.corpus import Corpus
 from curate.read.documents import Documents
-from curate.read.tokenizer import TextTokenizer, load_tokenizer
+from curate.read.tokenizer import TextTokenizer
 
 FOLDER = "evaluation"
 """Folder in a run's output that holds tokens and results of evaluations; may be deleted."""
@@ -35,8 +35,7 @@ FOLDER = "evaluation"
 def cached_tokens(run: FinishedRun, tokenizer: TextTokenizer) -> TokenCache | None:
     """The pool's tokens where a run or an evaluation left them, or None."""
     done = run.folder.result("tokens")
-    own = load_tokenizer(str(run.tokenizer_folder)).fingerprint == tokenizer.fingerprint
-    if own and done is not None:
+    if run.tokenizer_fingerprint == tokenizer.fingerprint and done is not None:
         cache = cache_from_json(run.folder.state / "tokens", done)
         if _is_whole(cache):
             return cache

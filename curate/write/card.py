@@ -55,6 +55,24 @@ proportion to it. For a trainer that can do neither, export a copy in which weig
 curate export path/to/this/folder --to hf --dest materialized --materialize
 ```
 """
+_TOKEN_LOADING = """\
+```python
+from datasets import load_dataset
+from transformers import AutoTokenizer
+
+dataset = load_dataset("path/to/this/folder", split="train")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder/tokenizer")
+```
+
+Tokens were kept or dropped, not documents: `loss_mask[i]` says whether token `input_ids[i]` is a
+training label. Set the label of every other token to -100 and leave it in place as context.
+`curate_weight` is the share of a document's tokens that are labels; do not weight by it as well.
+The token ids are those of the tokenizer in `tokenizer/`, whose files are hashed in `manifest.json`.
+"""
+_TOKEN_COLUMNS = """\
+| `input_ids` | list of int32 | The document's tokens, without special tokens. |
+| `loss_mask` | list of bool | Aligned with `input_ids`: whether the token is a training label. |
+"""
 _CAVEAT = """\
 That a document was selected means that the method above ranked it high for the target. It is not
 proof that a model trained on this dataset is better than one trained on a random sample of the same
@@ -69,17 +87,18 @@ def write_card(path: Path, log: Path) -> None:
     with open_log(log) as connection:
         run = query(connection, "SELECT * FROM run")[0]
         rates = keep_rates(connection, columns=1, values=_VALUES)
+        by_token = run["granularity"] == "token"
         sections = [
             _front_matter(run),
             "# Curated dataset\n",
             _summary(run),
             "## Load it\n",
-            _LOADING,
+            _TOKEN_LOADING if by_token else _LOADING,
             "## Figures\n",
             _figures(run),
             "## Columns\n",
             "All columns of the pool, unchanged, then:\n",
-            _COLUMNS,
+            _COLUMNS + (_TOKEN_COLUMNS if by_token else ""),
             "## Why documents were kept or dropped\n",
             _reasons(connection),
             *_keep_rate(rates),

@@ -105,6 +105,11 @@ def export_dataset(
             f"There is no export format {to}.", f"Give one of {', '.join(FORMATS)} with --to."
         )
     run_seed = _run_seed(out) if seed is None else seed
+    if materialize and _setting(out, "granularity") == "token":
+        raise InvalidInput(
+            "The run kept tokens, not documents, so no document is to be repeated.",
+            "Export without --materialize, and train on the tokens that loss_mask marks.",
+        )
     parts = [_Part(path, run_seed if materialize else None) for path in _part_paths(out)]
     _check_empty(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -139,9 +144,13 @@ def _is_complete(out: Path) -> bool:
         return False
 
 
-def _run_seed(out: Path) -> int:
+def _setting(out: Path, key: str) -> object:
     config = out / "config.yaml"
-    value = read_yaml(config).get("seed", 0) if config.is_file() else 0
+    return read_yaml(config).get(key) if config.is_file() else None
+
+
+def _run_seed(out: Path) -> int:
+    value = _setting(out, "seed")
     return value if isinstance(value, int) else 0
 
 

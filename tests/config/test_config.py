@@ -298,7 +298,8 @@ def test_a_number_beyond_all_floats(key: str) -> None:
 
 def test_choice() -> None:
     assert set_error("method=blad") == (
-        "method must be one of blade, color, rho1, dsir, classifier, perplexity, random, but is blad.",
+        "method must be one of blade, color, rho1, dsir, classifier, perplexity, random, but is "
+        "blad.",
         "Set method to one of them.",
     )
     assert set_error("blade.control=x")[0] == (
