@@ -99,6 +99,8 @@ def configs(draw: st.DrawFn) -> Config:
     if blade["lambda_schedule"] != "constant":
         blade["lambda_end"] = draw(st.floats(1e-300, 1e300))
         blade["lambda"] = draw(st.floats(1e-300, 1e300))
+    if tree["granularity"] == "token":
+        blade["average"] = "last"
     return config_from_tree(tree)
 
 

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation_helpers import evaluate_small, small_preset, write_test  # noqa: F401
 from run_helpers import Run, run_tiny
-from tiny_models import one_thread, planted_text  # noqa: F401
+from tiny_models import one_thread  # noqa: F401
 
 ROWS = 400
-ENOUGH = {"tokens": 4096, "batch_tokens": 256, "seeds": 3, "multiples": (1.0, 2.0)}
-"""Sixteen steps."""
+LETTERS = "abcdefghijklmnop"
+ENOUGH = {"tokens": 8192, "batch_tokens": 256, "seeds": 3, "multiples": (1.0,)}
+"""Thirty-two steps."""
+
+
+def made_up_text(language: int, number: int) -> str:
+    """40 to 80 letters; in each of two languages a letter has two successors of its own."""
+    grammar = np.random.default_rng(language).integers(0, len(LETTERS), (len(LETTERS), 2))
+    random = np.random.default_rng([language, number])
+    at, text = int(random.integers(len(LETTERS))), ""
+    for _ in range(int(random.integers(40, 80))):
+        at = int(random.choice(grammar[at]))
+        text += LETTERS[at]
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +34,11 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Even rows in one language, odd rows in the other; targets and tests of the first."""
     place = tmp_path_factory.mktemp("planted")
     (place / "pool").mkdir()
-    texts = [planted_text(row % 2, row) for row in range(ROWS)]
+    texts = [made_up_text(row % 2, row) for row in range(ROWS)]
     pq.write_table(pa.table({"text": texts}), place / "pool" / "0.parquet")
-    target = [planted_text(0, 10_000 + row) for row in range(40)]
+    target = [made_up_text(0, 10_000 + row) for row in range(40)]
     pq.write_table(pa.table({"text": target}), place / "target.parquet")
-    write_test(place / "test.parquet", [planted_text(0, 20_000 + row) for row in range(40)])
+    write_test(place / "test.parquet", [made_up_text(0, 20_000 + row) for row in range(40)])
     return place
 
 
@@ -51,7 +64,7 @@ def test_a_planted_effect_is_found(planted: Path, selected: Run) -> None:
 
 
 def test_selecting_the_other_language_is_worse(planted: Path, selected: Run) -> None:
-    test = write_test(planted / "other.parquet", [planted_text(1, 30_000 + i) for i in range(40)])
+    test = write_test(planted / "other.parquet", [made_up_text(1, 30_000 + i) for i in range(40)])
     report = evaluate_small(selected, test, **ENOUGH)[0].report
     assert report["verdict"]["words"] == "worse"
     assert report["token_multiplier"]["words"] == "less than 1x"
