@@ -37,7 +37,7 @@ _EVALUATE_EXAMPLE = """
 \b
 Example:
   curate evaluate out --test test.parquet
-  curate evaluate out --test test.parquet --against out-random --seeds 5
+  curate evaluate out --test test.parquet --against out-random --format json
 """
 _EXPORT_EXAMPLE = """
 \b

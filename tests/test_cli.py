@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -121,11 +122,14 @@ def test_an_example_works(line: str, run: Run, example_place: Path) -> None:
         place.mkdir()
         run.copy(place / "out")
         run.copy(place / "out-random")
+        shutil.copy(run.inputs / "target.parquet", place / "test.parquet")
     command, _, file = line.partition(" > ")
     row = run.sql('SELECT shard_id, "row" FROM document WHERE kept LIMIT 1')[0]
     command = re.sub(r"--why \S+", f"--why {row[0]}:{row[1]}", command)
+    few = ["--tokens", "256", "--batch-tokens", "128", "--window", "32"]
+    more = few if command.startswith("curate evaluate") else []
     with working_folder(place):
-        result = curate(*shlex.split(command)[1:])
+        result = curate(*shlex.split(command)[1:], *more)
     assert result.exit_code == 0, result.stderr
     assert result.stdout_bytes
     if file:
@@ -142,7 +146,10 @@ def test_a_run_prints_what_it_did(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "\r" not in result.stderr + result.stdout
     first, second, third = result.stderr.splitlines()
-    assert re.fullmatch(r"pool [\d,]+ tokens, keep 0\.5 = [\d,]+, method blade, seed 0", first)
+    assert re.fullmatch(
+        r"pool [\d,]+ tokens, keep 0\.5 = [\d,]+, method blade, granularity document, seed 0",
+        first,
+    )
     assert second.startswith("model tiny, ")
     assert third.startswith("warm-up 0 tokens; 1 pass x ")
     places = result.stdout.partition(f"Written to {tmp_path / 'out'}:\n")[2].splitlines()
