@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -204,6 +205,11 @@ def test_nothing_else_was_touched(evaluated: Evaluated) -> None:
     new = {name.split("/")[0] for name in after.keys() - before.keys()}
     assert new == {"evaluation", "evaluation.json"}
     assert not (evaluated.run.out / "evaluation" / "sample").exists()
+
+
+def test_the_dataset_still_loads(evaluated: Evaluated, tmp_path: Path) -> None:
+    rows = datasets.load_dataset(str(evaluated.run.out), split="train", cache_dir=str(tmp_path))
+    assert len(rows) == sum(pq.read_metadata(part).num_rows for part in evaluated.run.parts())
 
 
 # Resume and reuse.
