@@ -77,7 +77,7 @@ def main() -> None:
 @click.option("--keep", help="Share of the pool's tokens to keep, in (0, 1].")
 @click.option("--method", help="blade, color, rho1, dsir, classifier, perplexity or random.")
 @click.option("--granularity", help="document or token.")
-@click.option("--model", help="tiny, small, base, or a model folder or Hub id.")
+@click.option("--model", help="nano, tiny, small, base, or a model folder or Hub id.")
 @click.option("--seed", help="Every random choice follows from it.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--text-column", help="The pool's column that holds the text.")

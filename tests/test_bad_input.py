@@ -249,8 +249,8 @@ def test_unknown_granularity(place: Path) -> None:
 def test_unknown_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no retries
     assert refused(place, "--model", "huge") == says(
-        "There is no model huge: it is not tiny, small, base, and no causal language model with "
-        "safetensors weights could be loaded from there.",
+        "There is no model huge: it is not nano, tiny, small, base, and no causal language model "
+        "with safetensors weights could be loaded from there.",
         "Set --model to one of the presets, a model folder or a Hub id.",
     )
 

@@ -108,7 +108,8 @@ class ModelConfig(Section):
 
     name: str = option(
         "tiny",
-        "tiny (2.7 M parameters), small (31 M) or base (124 M) from scratch, or a folder or Hub id",
+        "nano (0.7 M parameters), tiny (2.7 M), small (31 M) or base (124 M) from scratch, or a "
+        "folder or Hub id",
     )
     window: int | None = option(
         None, "tokens the model reads at once; longer documents are rolled through", minimum=8

@@ -44,6 +44,14 @@ class ModelShape:
 
 
 PRESETS: dict[str, ModelShape] = {
+    "nano": ModelShape(
+        window=256,
+        longest_window=1 << 16,
+        vocabulary_size=2048,
+        batch_tokens=4096,
+        learning_rate=2e-3,
+        llama={"hidden": 128, "layers": 2, "heads": 2, "intermediate": 352},
+    ),
     "tiny": ModelShape(
         window=512,
         longest_window=1 << 16,

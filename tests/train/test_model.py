@@ -22,8 +22,8 @@ from curate.score.loss import document_losses
 from curate.train.model import PRESETS, build_network, count_parameters, find_shape, load_network
 
 UNKNOWN = (
-    "There is no model {}: it is not tiny, small, base, and no causal language model with "
-    "safetensors weights could be loaded from there."
+    "There is no model {}: it is not nano, tiny, small, base, and no causal language model "
+    "with safetensors weights could be loaded from there."
 )
 REMEDY = "Set --model to one of the presets, a model folder or a Hub id."
 

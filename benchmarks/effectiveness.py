@@ -1,0 +1,320 @@
+"""Does selection help, and whose helps most? Every method on the same pool, budget and tokens.
+
+A CELL is one selection and one model trained on it from scratch: (variant, target, keep, seed). The
+selection is a real `curate run`; the model is trained by the machinery of `curate evaluate`, on the
+same number of tokens in every cell, and measured on the target's test documents and on a sample of
+a pool shard that no selection saw. Cells of one seed share the model's initial weights.
+
+Each finished cell is one line of `benchmarks/results/effectiveness-STAGE.jsonl`. Cells that are
+there are skipped, so the benchmark runs in pieces: stop it, and start the same command again.
+Several processes may work at once (--part 0/2, --part 1/2).
+
+    python benchmarks/effectiveness.py --pool POOL --targets TARGETS --work WORK --stage confirm
+    python benchmarks/effectiveness_report.py      # writes benchmarks/effectiveness.md
+
+POOL is a folder of shards with columns text and source, TARGETS a folder with
+NAME/target.parquet and NAME/test.parquet. `source` is read for the report alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from effectiveness_plan import (
+    ALL,
+    GENERAL_CHARACTERS,
+    MULTIPLES,
+    TEST_CHARACTERS,
+    Cell,
+    Plan,
+    cells_of,
+)
+
+import curate
+from curate.config.schema import ComputeConfig
+from curate.evaluation.arms import cut, pass_over
+from curate.evaluation.runs import open_run, read_kept
+from curate.evaluation.store import write_store
+from curate.evaluation.train import Measure, ModelSettings, train_and_measure
+from curate.noise import make_key, shuffled_order
+from curate.read.documents import Documents, offsets_from_lengths
+from curate.read.tokenizer import TextTokenizer, load_tokenizer
+from curate.train.compute import keep_freed_memory, resolve_compute
+from curate.train.model import PRESETS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where everything lies, and how much of it is used."""
+
+    plan: Plan
+    work: Path
+    targets: Path
+    device: str
+    threads: int
+
+    @property
+    def pool(self) -> Path:
+        """The pool that selections draw from."""
+        return self.work / f"pool-{self.plan.shards}-{self.plan.cut}"
+
+    def targets_of(self, cell: Cell) -> list[str]:
+        """The targets that a cell is measured on."""
+        return self.plan.targets if cell.target == ALL else [cell.target]
+
+    def reserve(self) -> list[Path]:
+        """Shards of more random text, for the token multiplier."""
+        return sorted((self.work / f"reserve-{self.plan.cut}").iterdir())
+
+
+def prepare(bench: Bench, source: Path) -> None:
+    """Copy the pool's first shards, and the rest as a reserve, documents cut to a length."""
+    shards = sorted(source.glob("*.parquet"))
+    reserve = bench.work / f"reserve-{bench.plan.cut}"
+    for number, shard in enumerate(shards):
+        places = [reserve] if number >= bench.plan.shards else [bench.pool]
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+            _cut_shard(shard, place / shard.name, bench.plan.cut)
+
+
+def _cut_shard(shard: Path, place: Path, characters: int | None) -> None:
+    if place.exists():
+        return
+    table = pq.read_table(shard, columns=["id", "text", "source"])
+    if characters:
+        text = pc.utf8_slice_codeunits(table["text"], 0, characters)
+        table = table.set_column(1, "text", text)
+    temporary = place.with_suffix(f".{time.monotonic_ns()}.tmp")
+    pq.write_table(table, temporary, row_group_size=2000)
+    temporary.replace(place)
+
+
+def select(bench: Bench, cell: Cell) -> Path:
+    """Run `curate run` for a cell; returns its output folder."""
+    out = bench.work / "runs" / bench.plan.stage / cell.name
+    settings = {
+        "pool": str(bench.pool),
+        "target": str(bench.targets / bench.targets_of(cell)[0] / "target.parquet"),
+        "out": str(out),
+        "keep": cell.keep,
+        "seed": cell.seed,
+        "model.name": bench.plan.model,
+        "metadata_columns": ["source"],
+        "compute.device": bench.device,
+        "compute.threads": bench.threads,
+        **cell.settings,
+    }
+    curate.run(curate.load_config(flags=settings), io.StringIO())
+    return out
+
+
+def train(bench: Bench, cell: Cell, out: Path) -> tuple[Measure, float]:
+    """Train a model on a selection; returns its measure and the passes over the kept set."""
+    tokenizer = load_tokenizer(str(out / "tokenizer"))
+    run = open_run(out)
+    rows = ((one.documents, one.weights) for one in read_kept(run, tokenizer))
+    store = write_store(out / "store", rows, {})
+    settings = model_settings(bench, tokenizer)
+    tests = test_sets(bench, tokenizer, bench.targets_of(cell))
+    stream = pass_over(store, cell.seed, settings.piece_tokens)
+    budget = train_tokens(bench, out)
+    (measure,) = train_and_measure(settings, stream, [budget], cell.seed, tests)
+    return measure, measure.tokens / store.epoch_tokens
+
+
+def train_on_reserve(bench: Bench, seed: int, out: Path) -> list[Measure]:
+    """Train on random text that is never repeated, up to several times the budget."""
+    tokenizer = load_tokenizer(str(out / "tokenizer"))
+    settings = model_settings(bench, tokenizer)
+    budget = train_tokens(bench, out)
+    shards = [*sorted(bench.pool.iterdir()), *bench.reserve()[:-1]]
+    stream = _random_text(shards, tokenizer, seed, settings.piece_tokens)
+    tests = test_sets(bench, tokenizer, bench.plan.targets)
+    return train_and_measure(settings, stream, [m * budget for m in MULTIPLES], seed, tests)
+
+
+def _random_text(
+    shards: list[Path], tokenizer: TextTokenizer, seed: int, piece_tokens: int
+) -> Iterator[Documents]:
+    texts = [t for shard in shards for t in pq.read_table(shard)["text"].to_pylist()]
+    order = shuffled_order(make_key(seed, "reserve"), range(len(texts)))
+    for first in range(0, len(order), 512):
+        yield cut(_encode(tokenizer, [texts[i] for i in order[first : first + 512]]), piece_tokens)[
+            1
+        ]
+
+
+def train_tokens(bench: Bench, out: Path) -> int:
+    """Tokens every model is trained on: a share of the pool, the same for every selection."""
+    with curate.run_sql(out, "SELECT pool_tokens FROM run") as rows:
+        (pool_tokens,) = rows.read_all()["pool_tokens"].to_pylist()
+    return round(bench.plan.train_share * pool_tokens)
+
+
+def model_settings(bench: Bench, tokenizer: TextTokenizer) -> ModelSettings:
+    """The model that is trained on what was selected: the shape of the proxy."""
+    shape = PRESETS[bench.plan.model]
+    return ModelSettings(
+        name=bench.plan.model,
+        shape=shape,
+        vocabulary_size=tokenizer.vocabulary_size,
+        prefix_id=tokenizer.prefix_id,
+        window=shape.window,
+        overlap=shape.window // 8,
+        batch_tokens=shape.batch_tokens,
+        learning_rate=shape.learning_rate,
+        compute=resolve_compute(ComputeConfig(device=bench.device)),
+    )
+
+
+def test_sets(bench: Bench, tokenizer: TextTokenizer, targets: list[str]) -> dict[str, Documents]:
+    """Held-out documents: the targets' test documents, and a shard that no selection saw."""
+    files = {name: (bench.targets / name / "test.parquet", TEST_CHARACTERS) for name in targets}
+    files["general"] = (bench.reserve()[-1], GENERAL_CHARACTERS)
+    return {name: _first_documents(tokenizer, *where) for name, where in files.items()}
+
+
+def _first_documents(tokenizer: TextTokenizer, path: Path, characters: int) -> Documents:
+    texts = pq.read_table(path, columns=["text"])["text"].to_pylist()
+    order = shuffled_order(make_key(0, "test documents"), range(len(texts)))
+    chosen, held = [], 0
+    for place in order:
+        if held >= characters:
+            break
+        chosen.append(texts[place])
+        held += len(texts[place])
+    return _encode(tokenizer, chosen)
+
+
+def _encode(tokenizer: TextTokenizer, texts: list[str]) -> Documents:
+    encoded = tokenizer.encode(texts)
+    lengths = pa.array([len(one) for one in encoded]).to_numpy()
+    tokens = [token for one in encoded for token in one.tolist()]
+    sizes = pa.array([len(text.encode()) for text in texts]).to_numpy()
+    ids = pa.array(range(len(texts))).to_numpy()
+    input_ids = pa.array(tokens, pa.int32()).to_numpy()
+    return Documents(ids, sizes, offsets_from_lengths(lengths), input_ids)
+
+
+def shares(out: Path) -> dict[str, Any]:
+    """Share of tokens by source: of the pool, of the kept set, and of what each round kept."""
+    query = """
+        SELECT 'pool' AS place, source, sum(tokens)::DOUBLE AS tokens FROM document GROUP BY ALL
+        UNION ALL SELECT 'kept', source, sum(tokens_kept) FROM document GROUP BY ALL
+        UNION ALL SELECT 'round ' || round, source, sum(decision.tokens_kept)
+        FROM decision JOIN document USING (document_id) GROUP BY ALL
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in curate.run_sql(out, query).read_all().to_pylist():
+        found.setdefault(row["place"], {})[row["source"]] = row["tokens"]
+    return {
+        place: {name: round(part / sum(tokens.values()), 5) for name, part in tokens.items()}
+        for place, tokens in found.items()
+    }
+
+
+def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
+    """Select, train and measure; returns the result line."""
+    out = select(bench, cell)
+    record: dict[str, Any] = {"cell": dataclasses.asdict(cell), "stage": bench.plan.stage}
+    if cell.variant == "reserve":
+        measures = train_on_reserve(bench, cell.seed, out)
+        record["measures"] = [dataclasses.asdict(one) for one in measures]
+    else:
+        measure, passes = train(bench, cell, out)
+        seconds = json.loads(
+            curate.run_sql(out, "SELECT stage_seconds FROM run").read_all()[0][0].as_py()
+        )
+        record |= {
+            "measures": [dataclasses.asdict(measure)],
+            "passes": round(passes, 3),
+            "select_seconds": round(sum(seconds.values()), 1),
+            "shares": shares(out),
+        }
+    shutil.rmtree(out)
+    return record | {"machine": machine(bench)}
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """What the figures were made on and with."""
+    names = ("curate", "torch", "transformers", "pyarrow")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": bench.device,
+        "threads": bench.threads,
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def main() -> None:
+    """Run the cells that are missing."""
+    parser = argparse.ArgumentParser(description="The effectiveness benchmark.")
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--targets", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--stage", required=True, choices=["screen", "confirm", "full"])
+    parser.add_argument("--model", default=None, help="a preset; the stage's own by default")
+    parser.add_argument("--variants", nargs="*", help="only these")
+    parser.add_argument("--part", default="0/1", help="I/N: every N-th missing cell, from I")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    plan = Plan.of(options.stage, options.model)
+    bench = Bench(
+        plan=plan,
+        work=options.work,
+        targets=options.targets,
+        device=options.device,
+        threads=options.threads,
+    )
+    prepare(bench, options.pool)
+    part, parts = map(int, options.part.split("/"))
+    results = RESULTS / f"effectiveness-{plan.stage}.jsonl"
+    results.parent.mkdir(exist_ok=True)
+    deadline = time.monotonic() + 60 * options.minutes
+    for number, cell in enumerate(cells_of(plan, options.variants)):
+        if number % parts != part or cell.name in done(results):
+            continue
+        if time.monotonic() > deadline:
+            break
+        record = run_cell(bench, cell)
+        with results.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        bits = record["measures"][-1]["bits_per_byte"]
+        print(f"{cell.name}: {json.dumps({k: round(v, 4) for k, v in bits.items()})}", flush=True)
+
+
+def done(results: Path) -> set[str]:
+    """Names of the cells that have a result."""
+    if not results.exists():
+        return set()
+    cells = (json.loads(line)["cell"] for line in results.read_text().splitlines())
+    return {Cell(**one).name for one in cells}
+
+
+if __name__ == "__main__":
+    main()
