@@ -103,8 +103,19 @@ def _train_all(
         progress.stage(f"{arm}, seed {seed}")
         trained[arm, seed] = _train(inputs, plan, arm, seed, progress)
         results.add(facts[arm, seed], trained[arm, seed])
+        _tell(f"{arm}, seed {seed}", trained[arm, seed], progress, stream)
     progress.close()
     return trained
+
+
+def _tell(name: str, measures: list[Measure], progress: Progress, stream: TextIO) -> None:
+    """Show a result: behind the bar on a terminal, as a line elsewhere."""
+    bits = measures[-1].bits_per_byte
+    progress.show(**{key: f"{value:.4f}" for key, value in bits.items()})
+    if not stream.isatty():
+        one = ", ".join(f"{key} {value:.4f}" for key, value in bits.items())
+        seconds = measures[-1].seconds
+        print(f"{name}: {one} bits per byte, {seconds:.1f} s", file=stream, flush=True)
 
 
 def _train(inputs: Inputs, plan: Plan, arm: str, seed: int, progress: Progress) -> list[Measure]:

@@ -75,7 +75,7 @@ def model_facts(model: ModelSettings) -> Facts:
         "curate": version("curate"),
         "torch": str(torch.__version__),
         "name": model.name,
-        "shape": model.shape.llama,
+        "shape": model.shape.llama or _weights(Path(model.name)),
         "vocabulary_size": model.vocabulary_size,
         "window": model.window,
         "overlap": model.overlap,
@@ -85,6 +85,12 @@ def model_facts(model: ModelSettings) -> Facts:
         "device": model.compute.device.type,
         "dtype": str(model.compute.dtype).removeprefix("torch."),
     }
+
+
+def _weights(folder: Path) -> list[list[Any]]:
+    """What tells a folder's pretrained weights from others; nothing for an id of the Hub."""
+    files = sorted(folder.expanduser().glob("*.safetensors"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def result_facts(inputs: Inputs, plan: Plan, arm: str, seed: int) -> Facts:

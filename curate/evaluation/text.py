@@ -68,8 +68,8 @@ def _multiplier(one: Report) -> str:
     else:
         spread = f"by seed: {', '.join(one['seeds'])}"
     return (
-        f"{one['words']} ({spread}): so many tokens of the whole pool reach the curated data's "
-        "target loss."
+        f"{one['words']} the tokens from the whole pool reach the curated data's target loss "
+        f"({spread})."
     )
 
 

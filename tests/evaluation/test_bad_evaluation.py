@@ -194,10 +194,14 @@ def test_the_pool_is_another(finished: Run, stranger: Run, tmp_path: Path, test_
     )
 
 
-def test_no_such_model_or_device(finished: Run, test_set: Path) -> None:
+def test_no_such_device(finished: Run, test_set: Path) -> None:
     assert refused(finished.out, "--test", test_set, "--device", "tpu") == says(
         "compute.device must be auto, cpu, cuda or cuda:N, but is tpu.",
         "Set --device to one of them.",
     )
-    said = refused(finished.out, "--test", test_set, "--model", "no/such-model")
-    assert said.startswith("Error: There is no model no/such-model: ")
+
+
+def test_no_such_model(finished: Run, test_set: Path, tmp_path: Path) -> None:
+    said = refused(finished.out, "--test", test_set, "--model", tmp_path)
+    assert said.startswith(f"Error: There is no model {tmp_path}: ")
+    assert said.endswith("To fix: Set --model to one of the presets, a model folder or a Hub id.\n")

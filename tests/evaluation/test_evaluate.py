@@ -30,6 +30,8 @@ from curate.evaluation.record import Results
 from curate.evaluation.train import Measure
 from curate.pipeline.folder import RunFolder
 from curate.read.documents import Documents
+from curate.read.tokenizer import train_tokenizer
+from curate.train.model import PRESETS, build_network
 
 FLAGS = [
     part
@@ -103,7 +105,7 @@ def test_the_command(run: Run, test_set: Path) -> None:
         "evaluate", run.out, "--test", test_set, *FLAGS, "--multiples", "1,2"
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    first, second, third, fourth = result.stderr.splitlines()
+    first, second, third, fourth, *told = result.stderr.splitlines()
     assert first == f"evaluate {run.out}: curated; random; pool (1x, 2x); seeds 0, 1"
     assert second.startswith("model tiny, 0.0 M parameters, window 32, batch 128 tokens, ")
     assert re.match(r"384 tokens an arm = 3 steps; passes: [\d.]+ over curated \(\d+\), ", third)
@@ -112,6 +114,10 @@ def test_the_command(run: Run, test_set: Path) -> None:
         r"general sample \d+ tokens in \d+ pool documents",
         fourth,
     )
+    names = [f"{arm}, seed {seed}" for seed in (0, 1) for arm in ("curated", "random", "pool")]
+    assert [line.partition(":")[0] for line in told] == names
+    numbers = r": target [\d.]+, general [\d.]+ bits per byte, [\d.]+ s"
+    assert all(re.search(numbers, line) for line in told)
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["curated", "random", "pool", "pool"]
     assert lines[6] == ""
@@ -423,6 +429,24 @@ def test_tokens_are_made_again_where_the_state_is_gone(
         for report in (ours, theirs)
     ]
     assert curated[0] == curated[1]
+
+
+def test_a_pretrained_model_reads_with_its_own_tokenizer(
+    run: Run, test_set: Path, tmp_path: Path, trainings: list[tuple[str, int]]
+) -> None:
+    """The pool and the dataset are tokenized again; other weights are another evaluation."""
+    folder = tmp_path / "model"
+    tokenizer = train_tokenizer(iter(["river stone cloud amber"] * 9), 300)
+    tokenizer.save(folder)
+    size, prefix = tokenizer.vocabulary_size, tokenizer.prefix_id
+    for seed in (0, 1):
+        build_network(PRESETS["tiny"], size, prefix, seed).save_pretrained(str(folder))
+        few = {"model": str(folder), "seeds": 1, "multiples": (1.0,)}
+        report = evaluate_small(run, test_set, **few)[0].report
+        assert report["settings"]["model"] == str(folder)
+        assert report["sizes"]["pool_tokens"] != run.sql("SELECT pool_tokens FROM run")[0][0]
+        assert len(trainings) == 3 * (seed + 1)
+    assert (run.out / "evaluation" / "tokens" / "cache.json").exists()
 
 
 def test_a_test_that_was_the_target_is_told(run: Run) -> None:
