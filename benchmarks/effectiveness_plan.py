@@ -30,6 +30,7 @@ TARGETLESS = ("reserve", "random", "perplexity")
 ALL = "all"
 
 PUBLISHED: dict[str, Any] = {
+    "blade.reference_schedule": "constant",
     "granularity": "token",
     "keep": 0.6,
     "blade.lambda": 1.0,
@@ -51,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "blade-rescore": {"blade.final": "rescore", "blade.average": "last"},
     "blade-published-document": {
+        "blade.reference_schedule": "constant",
         "blade.lambda": 1.0,
         "blade.control": "proxy",
         "blade.train_on": "kept",

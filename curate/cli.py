@@ -176,7 +176,7 @@ def _print_rows(reader: Any, form: str) -> None:
 
 
 @main.command(epilog=_COMPARE_EXAMPLE)
-@click.argument("outs", nargs=-1, metavar="A B [MORE...]", type=click.Path(path_type=Path))
+@click.argument("outs", nargs=-1, metavar="OUTS...", type=click.Path(path_type=Path))
 @click.option("--by", metavar="COLUMN", help="Metadata column to break kept tokens down by.")
 @click.option(
     "--top",

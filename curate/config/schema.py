@@ -197,6 +197,11 @@ class BladeConfig(Section):
     reference_learning_rate: float | None = option(
         None, "learning rate of the K reference steps; the proxy's by default", above=0
     )
+    reference_schedule: str = option(
+        "linear",
+        "learning rate of the K reference steps after their ramp: constant, or linear decay to 0",
+        choices=("constant", "linear"),
+    )
     passes: int | None = option(None, "times the whole pool is drawn", minimum=1)
     average: str = option(
         "uniform",

@@ -23,7 +23,11 @@ from curate.select.methods import Method, RoundStart
 from curate.select.methods.base import TOKEN
 from curate.select.rounds import RoundResult, run_round
 from curate.select.schedule import Schedule, visit_coefficients
+from curate.train.compute import return_freed_memory
 from curate.train.optimizer import StepRecord
+
+_TOKENS_BETWEEN_RETURNS = 80_000
+"""Pool tokens after which freed memory goes back to the system: seconds of a small model's work."""
 
 
 class StepLog:
@@ -186,7 +190,7 @@ class Rounds:
         last = whole_pass or part == schedule.rounds_per_pass - 1
         first_token = 0 if whole_pass else part * schedule.round_tokens
         stream = self._cache.stream(self._config.seed, "pass", pass_index)
-        tokens = documents = 0
+        tokens = documents = since = 0
         for block in draw_blocks(stream, schedule.block_tokens):
             if not last and tokens >= first_token + schedule.round_tokens:
                 return
@@ -194,6 +198,10 @@ class Rounds:
             if tokens >= first_token:
                 self._progress.show(documents=f"{documents:,}")
                 yield block
+                since += block.num_tokens
+                if since >= _TOKENS_BETWEEN_RETURNS:
+                    return_freed_memory()
+                    since = 0
             tokens += block.num_tokens
 
     def _show(self, start: RoundStart) -> None:

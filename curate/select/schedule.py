@@ -2,7 +2,7 @@
 
 What the user leaves open follows from two habits of the paper (5,000 steps, T = 1,000, K = 300):
 T : K = 10 : 3, and several syncs over the run. A small pool gives fewer steps than that, so T is
-at most a third of a pass and at most 1,000 steps. A model from scratch is warmed up towards 20
+at most a third of a pass and at most 1,000 steps, and K at least 60, or two epochs of the target. A model from scratch is warmed up towards 20
 tokens per parameter but on no more than a third of the pool; pretrained weights need only settle
 in.
 """
@@ -20,6 +20,9 @@ _TOKENS_PER_PARAMETER = 20
 _LONGEST_SYNC_INTERVAL = 1000
 _ROUNDS_PER_PASS = 3
 _PRETRAINED_WARMUP_BATCHES = 100
+_REFERENCE_SHARE = 0.3
+_FEWEST_REFERENCE_STEPS = 60
+"""A fresh AdamW needs tens of steps; fewer gave worse selections (benchmarks/LOG.md)."""
 _STATIC = ("color", "rho1")
 """Methods whose reference is trained once: for one epoch of the target, as CoLoR-Filter's is."""
 
@@ -90,9 +93,13 @@ def resolve_config(
     )
     config = dataclasses.replace(config, model=model, train=train)
     blade = _resolve_blade(config, shape, pool_tokens, num_parameters)
-    if config.method in _STATIC and config.blade.reference_steps is None:
-        epoch = math.ceil(target_tokens / int(train.batch_tokens or 1))
-        blade = dataclasses.replace(blade, reference_steps=max(1, epoch))
+    if config.blade.reference_steps is None:
+        epoch = max(1, math.ceil(target_tokens / int(train.batch_tokens or 1)))
+        published = math.ceil(_REFERENCE_SHARE * int(blade.sync_every or 1))
+        steps = max(published, min(_FEWEST_REFERENCE_STEPS, 2 * epoch))
+        blade = dataclasses.replace(
+            blade, reference_steps=epoch if config.method in _STATIC else steps
+        )
     return dataclasses.replace(config, blade=blade)
 
 
@@ -223,7 +230,6 @@ def _resolve_blade(
         blade,
         warmup_tokens=warmup if blade.warmup_tokens is None else blade.warmup_tokens,
         sync_every=sync_every,
-        reference_steps=blade.reference_steps or math.ceil(0.3 * sync_every),
         reference_learning_rate=blade.reference_learning_rate or config.train.learning_rate,
         passes=blade.passes or 1,
     )

@@ -62,6 +62,17 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def return_freed_memory() -> None:
+    """Give back to the system what `keep_freed_memory` kept: the holes between live buffers.
+
+    Holes grow while buffers of many sizes come and go; what is in use does not. Worth calling
+    every few seconds of work: the pages are cleared anew when they are next used. A no-op where
+    the C library has no malloc_trim.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def _resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

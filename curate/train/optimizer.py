@@ -152,6 +152,12 @@ def ramp_then_constant(peak: float, ramp_steps: int) -> Callable[[int], float]:
     return lambda step: peak * min(1.0, (step + 1) / max(1, ramp_steps))
 
 
+def ramp_then_decay(peak: float, ramp_steps: int, steps: int) -> Callable[[int], float]:
+    """Learning rate that rises over `ramp_steps` steps and is on its way to 0 at `steps`."""
+    up = ramp_then_constant(1.0, ramp_steps)
+    return lambda step: peak * up(step) * max(0.0, 1 - step / steps)
+
+
 def _decay_groups(model: LanguageModel, weight_decay: float) -> list[dict[str, object]]:
     parameters = list(model.network.parameters())
     return [

@@ -14,7 +14,13 @@ from collections.abc import Callable, Sequence
 from curate.config.schema import TrainConfig
 from curate.read.documents import Documents
 from curate.train.model import LanguageModel
-from curate.train.optimizer import Optimizer, StepRecord, Term, ramp_then_constant
+from curate.train.optimizer import (
+    Optimizer,
+    StepRecord,
+    Term,
+    ramp_then_constant,
+    ramp_then_decay,
+)
 
 
 def reference_terms(
@@ -37,6 +43,7 @@ def step_away(
     steps: Sequence[Sequence[Term]],
     *,
     learning_rate: float,
+    decay: bool,
     config: TrainConfig,
     first_step: int,
     on_step: Callable[[StepRecord], None],
@@ -49,6 +56,8 @@ def step_away(
         steps: the terms of each step's loss.
         learning_rate: reached after a ramp of a tenth of the steps, because a fresh AdamW's first
             steps have unit size whatever the gradient.
+        decay: whether the rate then falls linearly to 0: a model at a constant rate carries the
+            noise of its last steps, and so would its scores.
         config: moments, weight decay and gradient clip.
         first_step: step number of the first record.
         on_step: told of every step.
@@ -56,7 +65,11 @@ def step_away(
     if not steps:
         return proxy.frozen_copy()
     moved = proxy.trainable_copy()
-    schedule = ramp_then_constant(learning_rate, max(1, len(steps) // 10))
+    ramp_steps = max(1, len(steps) // 10)
+    if decay:
+        schedule = ramp_then_decay(learning_rate, ramp_steps, len(steps))
+    else:
+        schedule = ramp_then_constant(learning_rate, ramp_steps)
     optimizer = Optimizer(moved, name, config, schedule)
     for terms in steps:
         on_step(optimizer.step(terms, first_step))

@@ -22,13 +22,20 @@ TARGET_TOKENS = 10_000
 PRETRAINED = dataclasses.replace(SHAPE, llama=None, vocabulary_size=None)
 
 
-def resolve(pool_tokens, shape=PRESETS["tiny"], parameters=2_600_000, keep=0.2, **sections):
+def resolve(
+    pool_tokens,
+    shape=PRESETS["tiny"],
+    parameters=2_600_000,
+    keep=0.2,
+    target_tokens=TARGET_TOKENS,
+    **sections,
+):
     config = Config(pool="p", target="t", out="o", keep=keep, **sections)
     return resolve_config(
         config,
         shape,
         pool_tokens=pool_tokens,
-        target_tokens=TARGET_TOKENS,
+        target_tokens=target_tokens,
         num_parameters=parameters,
     )
 
@@ -80,8 +87,13 @@ def test_one_round_begins_at_the_start_and_a_rescore_stays_at_the_end(schedule):
 
 @pytest.mark.parametrize("sync_every", [*range(10, 1001, 10)])
 def test_reference_steps_are_three_for_ten_proxy_steps(sync_every):
-    config = resolve(10**9, blade=BladeConfig(sync_every=sync_every))
-    assert config.blade.reference_steps == 3 * sync_every // 10
+    """But two epochs of a small target, and 60 of any, are the least."""
+    blade = BladeConfig(sync_every=sync_every)
+    config = resolve(10**9, blade=blade)
+    epoch = math.ceil(TARGET_TOKENS / config.train.batch_tokens)
+    assert config.blade.reference_steps == max(3 * sync_every // 10, 2 * epoch)
+    large = resolve(10**9, blade=blade, target_tokens=10**8)
+    assert large.blade.reference_steps == max(3 * sync_every // 10, 60)
 
 
 def test_a_large_pool_gets_the_papers_schedule():

@@ -17,12 +17,13 @@ TARGET = [make_documents([9, 4], seed=seed) for seed in range(12)]
 POOL = [make_documents([6, 11], seed=100 + seed) for seed in range(12)]
 
 
-def away(proxy, steps, records=None, rate=1e-2):
+def away(proxy, steps, records=None, rate=1e-2, decay=False):
     return step_away(
         proxy,
         "reference",
         steps,
         learning_rate=rate,
+        decay=decay,
         config=TrainConfig(),
         first_step=30,
         on_step=(records if records is not None else []).append,
@@ -66,6 +67,15 @@ def test_steps_are_numbered_on_and_ramp_up_over_a_tenth():
     records = []
     away(make_model(), reference_terms(TARGET[:5], [], 0.0), records, rate=1e-2)
     assert [record.learning_rate for record in records] == [1e-2] * 5
+
+
+def test_the_rate_decays_towards_zero_when_asked():
+    records = []
+    steps = reference_terms(TARGET * 2, [], 0.0)[:20]
+    away(make_model(), steps, records, rate=1e-2, decay=True)
+    rates = [record.learning_rate for record in records]
+    assert rates[0] == pytest.approx(0.5e-2)
+    assert rates[1:] == pytest.approx([1e-2 * (1 - step / 20) for step in range(1, 20)])
 
 
 def test_reference_loss_is_target_plus_lambda_pool_and_lookahead_lambda_pool():

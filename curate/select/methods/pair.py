@@ -99,6 +99,7 @@ class Pair:
             name,
             steps,
             learning_rate=optimizer.schedule(optimizer.steps) if rate is None else rate,
+            decay=config.blade.reference_schedule == "linear",
             config=config.train,
             first_step=self._steps[name],
             on_step=self._context.on_step,
