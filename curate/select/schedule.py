@@ -2,9 +2,9 @@
 
 What the user leaves open follows from two habits of the paper (5,000 steps, T = 1,000, K = 300):
 T : K = 10 : 3, and several syncs over the run. A small pool gives fewer steps than that, so T is
-at most a third of a pass and at most 1,000 steps, and K at least 60, or two epochs of the target. A model from scratch is warmed up towards 20
-tokens per parameter but on no more than a third of the pool; pretrained weights need only settle
-in.
+at most a third of a pass and at most 1,000 steps, and K at least 60, or two epochs of the target.
+A model from scratch is warmed up towards 20 tokens per parameter but on no more than a third of the
+pool; pretrained weights need only settle in.
 """
 
 from __future__ import annotations
