@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "blade.lambda_end": 1.0,
         "blade.lambda_schedule": "linear",
     },
+    "blade-ensemble": {"blade.final": "ensemble", "blade.average": "last"},
     "blade-rescore": {"blade.final": "rescore", "blade.average": "last"},
     "blade-published-document": {
         "blade.reference_schedule": "constant",

@@ -13,7 +13,6 @@ from typing import Any
 
 import datasets
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -64,14 +63,16 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return shared_run(tmp_path_factory, **STRICT)
 
 
-BASELINES = ["random", "color", "rho1", "dsir", "classifier", "perplexity"]
+BASELINES = ("random", "color", "rho1", "dsir", "classifier", "perplexity")
+RUNS: dict[str, dict[str, Any]] = {
+    "blade": {},
+    "strict": STRICT,
+    "ensemble": {"blade__final": "ensemble", "blade__average": "last"},
+    **{name: {"method": name} for name in BASELINES},
+}
 
 
-@pytest.fixture(
-    params=[{}, STRICT, *({"method": name} for name in BASELINES)],
-    ids=["blade", "strict", *BASELINES],
-    scope="session",
-)
+@pytest.fixture(params=RUNS.values(), ids=RUNS.keys(), scope="session")
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Each of the finished runs on the rich pool; tests must not change them."""
     return shared_run(tmp_path_factory, **request.param)
@@ -476,25 +477,3 @@ def test_the_rescore_is_a_round_of_its_own(strict: Run) -> None:
     steps = strict.sql("SELECT model, count(*), max(step) + 1 FROM training GROUP BY model")
     assert {model for model, *_ in steps} == {"proxy", "reference"}
     assert all(count == last for _, count, last in steps)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "geometric"])
-def test_lambda_schedules_appear_in_the_rounds(schedule: str, tmp_path: Path) -> None:
-    inputs = write_plain_pool(tmp_path, shards=1)
-    run = run_tiny(
-        inputs,
-        tmp_path / "out",
-        blade__lambda_schedule=schedule,
-        blade__lambda_end=0.8,
-        train__batch_tokens=64,
-        blade__warmup_tokens=0,
-        blade__sync_every=1,
-        blade__reference_steps=1,
-        **{"blade.lambda": 0.1},
-    )
-    found = [value for (value,) in run.sql('SELECT "lambda" FROM round ORDER BY round')]
-    assert len(found) >= 3
-    space = np.linspace if schedule == "linear" else np.geomspace
-    assert found == pytest.approx(space(0.1, 0.8, len(found)).tolist(), rel=1e-6)
-    models = run.sql("SELECT DISTINCT model FROM training ORDER BY model")
-    assert models == [("lookahead",), ("proxy",), ("reference",)]

@@ -22,6 +22,8 @@ from run_helpers import (
     write_plain_pool,
 )
 
+from curate.config.schema import METHOD_NAMES
+
 
 def test_everything_may_be_kept(tmp_path: Path) -> None:
     inputs = write_plain_pool(tmp_path, rows=6)
@@ -30,7 +32,7 @@ def test_everything_may_be_kept(tmp_path: Path) -> None:
     assert sum(pq.read_metadata(part).num_rows for part in run.parts()) == 12
 
 
-@pytest.mark.parametrize("method", ["blade", "random"])
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_pool_of_one_document(tmp_path: Path, method: str) -> None:
     inputs = write_plain_pool(tmp_path, shards=1, rows=1)
     run = run_tiny(inputs, tmp_path / "out", method=method)
@@ -167,3 +169,25 @@ def test_a_saved_dataset_as_pool(tmp_path: Path) -> None:
     after = snapshot(tmp_path)
     assert {name: after[name] for name in before} == before
     assert {name for name in after if not name.startswith("out/")} == set(before)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric"])
+def test_lambda_schedules_appear_in_the_rounds(schedule: str, tmp_path: Path) -> None:
+    inputs = write_plain_pool(tmp_path, shards=1)
+    run = run_tiny(
+        inputs,
+        tmp_path / "out",
+        blade__lambda_schedule=schedule,
+        blade__lambda_end=0.8,
+        train__batch_tokens=64,
+        blade__warmup_tokens=0,
+        blade__sync_every=1,
+        blade__reference_steps=1,
+        **{"blade.lambda": 0.1},
+    )
+    found = [value for (value,) in run.sql('SELECT "lambda" FROM round ORDER BY round')]
+    assert len(found) >= 3
+    space = np.linspace if schedule == "linear" else np.geomspace
+    assert found == pytest.approx(space(0.1, 0.8, len(found)).tolist(), rel=1e-6)
+    models = run.sql("SELECT DISTINCT model FROM training ORDER BY model")
+    assert models == [("lookahead",), ("proxy",), ("reference",)]

@@ -211,8 +211,9 @@ class BladeConfig(Section):
     )
     final: str = option(
         "none",
-        "rescore: one more pass that scores only, by the last pair",
-        choices=("none", "rescore"),
+        "one more pass that scores only and decides the pool as a whole: rescore by the last pair, "
+        "ensemble by the first and the last together",
+        choices=("none", "rescore", "ensemble"),
     )
 
     def __post_init__(self) -> None:
@@ -324,6 +325,11 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.granularity == "token" and self.blade.final == "ensemble":
+            raise InvalidInput(
+                "blade.final is ensemble, but granularity is token.",
+                "Set blade.final to none or rescore, or decide by document.",
+            )
         visits = (self.blade.passes or 1) + (self.blade.final == "rescore")
         if self.granularity == "token" and visits > 1 and self.blade.average != "last":
             raise InvalidInput(

@@ -167,7 +167,8 @@ class Rounds:
             scored,
             masks=self._masks(stage) if self._by_token else None,
             round_index=index,
-            method_name=config.method + (" rescore" if scoring and schedule.passes else ""),
+            method_name=config.method
+            + (f" {config.blade.final}" if scoring and schedule.passes else ""),
             keep=config.keep,
             seed=config.seed,
             learn=not scoring,

@@ -120,7 +120,7 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
         rounds_per_pass=max(1, round(blocks / sync_every)),
         blocks_per_round=sync_every,
         block_tokens=block_tokens,
-        scoring=blade.final == "rescore",
+        scoring=blade.final != "none",
     )
     syncs = schedule.rounds + schedule.scoring if syncs is None else syncs
     trained = schedule.passes * blocks * int(config.train.batch_tokens or 0)

@@ -101,6 +101,7 @@ def configs(draw: st.DrawFn) -> Config:
         blade["lambda"] = draw(st.floats(1e-300, 1e300))
     if tree["granularity"] == "token":
         blade["average"] = "last"
+        blade["final"] = "none"
     return config_from_tree(tree)
 
 

@@ -350,3 +350,31 @@ def test_a_mixture_is_the_kept_documents_and_random_others_of_the_block(planted)
         assert {1, 2} < set(found[0])
         places.append(tuple(set(found[0]) - {1, 2}))
     assert len(set(places)) > 1
+
+
+def test_an_ensemble_is_the_mean_of_the_first_and_the_last_pair(planted, tmp_path):
+    bench = make_bench(planted, final="ensemble", lambda_=0.0)
+    method = BladeMethod(bench.context)
+    method.warm_up()
+    every = concatenate(list(planted.cache.stream(0)))
+    rounds = bench.context.schedule.rounds
+    excess = {}
+    for index in (0, rounds):
+        method.start_round(index)
+        control = document_losses(method._pair.control, every)
+        excess[index] = control - document_losses(method._pair.reference, every)
+        if index == 0:
+            np.testing.assert_allclose(method.score(every).score, excess[0])
+            for block in blocks_of(planted):
+                method.learn(block, planted.kinds(block) == 0)
+            method.save(tmp_path / "checkpoint")
+            method = BladeMethod(make_bench(planted, final="ensemble", lambda_=0.0).context)
+            method.load(tmp_path / "checkpoint")
+    found = method.score(every)
+    sample = method._pair.pool_sample()
+    chosen = np.isin(every.ids, sample.ids)
+    expected = sum(one / one[chosen].std() for one in excess.values()) / 2
+    np.testing.assert_allclose(found.score, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.excess_loss, sum(excess.values()) / 2, atol=1e-6)
+    np.testing.assert_array_equal(found.excess_loss, found.proxy_loss - found.reference_loss)
+    assert np.abs(excess[0] - excess[rounds]).max() > 0.01

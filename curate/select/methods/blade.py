@@ -25,6 +25,7 @@ from curate.score.excess import excess_loss, penalized_score
 from curate.score.loss import document_losses, mean_by_document, mean_loss, token_losses
 from curate.select.budget import keep_top, token_noise
 from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores
+from curate.select.methods.ensemble import ScoringPair, ensemble_scores, measure_spread
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
 from curate.select.schedule import Schedule, lambda_at, plan_rounds
@@ -48,6 +49,8 @@ class BladeMethod:
         self._lambda = self._blade.lambda_
         self._round = 0
         self._forward: torch.Tensor | None = None
+        self._first: ScoringPair | None = None
+        self._ensemble: list[ScoringPair] = []
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -63,13 +66,18 @@ class BladeMethod:
         lambda_ = lambda_at(self._blade, round_index, self._context.schedule.rounds)
         lookahead = self._blade.control == "lookahead"
         self._pair.sync(round_index, lambda_, lookahead=lookahead, choose=self._choose)
+        if self._blade.final == "ensemble":
+            self._gather_ensemble(round_index)
         return self._begin(round_index, lambda_, int(self._blade.reference_steps or 0))
 
     def score(self, block: Documents) -> Scores:
         """Penalized excess loss of the control over the reference."""
         self._context.on_tokens(block.num_tokens)
         if self._by_token:
-            return self._score_tokens(block, learning=True)
+            learning = self._round < self._context.schedule.rounds
+            return self._score_tokens(block, learning=learning)
+        if self._ensemble:
+            return ensemble_scores(self._ensemble, block)
         control = document_losses(self._pair.control or self._proxy.model, block)
         reference = document_losses(self._reference, block)
         excess = excess_loss(control, reference)
@@ -94,6 +102,7 @@ class BladeMethod:
             "proxy": self._proxy.state_dict(),
             "pair": self._pair.state_dict(),
             "lambda": self._lambda,
+            "first": self._pair.weights_of(self._first),
         }
         torch.save(state, path)
 
@@ -104,6 +113,17 @@ class BladeMethod:
         self._proxy.load_state_dict(state["proxy"])
         self._pair.load_state_dict(state["pair"])
         self._lambda = state["lambda"]
+        self._first = self._pair.scoring_pair(state["first"])
+
+    def _gather_ensemble(self, round_index: int) -> None:
+        """Keep the first sync's pair; at the last scoring, join it with the one at hand."""
+        scoring = round_index >= self._context.schedule.rounds
+        if self._first is not None and not scoring:
+            return
+        control = self._pair.control or self._proxy.model.frozen_copy()
+        pair = measure_spread(control, self._reference, self._pair.pool_sample())
+        self._first = self._first or pair
+        self._ensemble = [self._first, pair] if scoring else []
 
     def _begin(self, round_index: int, lambda_: float, reference_steps: int) -> RoundStart:
         """What holds for a round once its pair is there."""

@@ -17,12 +17,14 @@ from curate.noise import make_key, shuffled_order
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
 from curate.select.methods.base import Context
+from curate.select.methods.ensemble import ScoringPair
 from curate.select.methods.proxy import Proxy
 from curate.train.model import LanguageModel
 from curate.train.optimizer import Term
 from curate.train.reference import lookahead_terms, reference_terms, step_away
 
 _TARGET_LOSS_BATCHES = 8
+_POOL_SAMPLE_BATCHES = 32
 
 
 class Pair:
@@ -74,6 +76,30 @@ class Pair:
         ends = np.cumsum(target.lengths[order])
         enough = int(np.searchsorted(ends, _TARGET_LOSS_BATCHES * self._proxy.batch_tokens)) + 1
         return target.take(order[:enough])
+
+    def pool_sample(self) -> Documents:
+        """Pool documents on which pairs are compared, the same for every pair."""
+        stream = self._context.cache.stream(self._context.config.seed, "pool sample")
+        return next(draw_blocks(stream, _POOL_SAMPLE_BATCHES * self._proxy.batch_tokens))
+
+    def weights_of(self, pair: ScoringPair | None) -> dict[str, Any] | None:
+        """A frozen pair as plain values for a checkpoint."""
+        if pair is None:
+            return None
+        models = {"control": pair.control, "reference": pair.reference}
+        weights = {name: model.network.state_dict() for name, model in models.items()}
+        return {"weights": weights, "spread": pair.spread}
+
+    def scoring_pair(self, state: dict[str, Any] | None) -> ScoringPair | None:
+        """Inverse of `weights_of`."""
+        if state is None:
+            return None
+        control, reference = (
+            self._restore(state["weights"][name]) for name in ("control", "reference")
+        )
+        if control is None or reference is None:
+            raise ValueError("a pair has two models")
+        return ScoringPair(control, reference, state["spread"])
 
     def state_dict(self) -> dict[str, Any]:
         """Both models and what was drawn, readable with `weights_only`."""
