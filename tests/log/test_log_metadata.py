@@ -40,7 +40,7 @@ def test_hostile_names_are_only_names(log):
     log.metadata = [(name, SOURCES) for name in [*HOSTILE, "tokens", "row"]]
     out = log.build()
     with open_plain(out) as opened:
-        columns = [row[0] for row in opened.execute("DESCRIBE document").fetchall()][8:]
+        columns = [row[0] for row in opened.execute("DESCRIBE document").fetchall()][9:]
         assert columns == [*HOSTILE[:-2], "pool_Kept", "日本", "pool_tokens", "pool_row"]
         for name in columns:
             view = schema.quote(f"keep_rate_by_{name}")

@@ -222,7 +222,8 @@ def test_a_token_mixture_adds_random_unselected_tokens(planted, share):
 
 @pytest.mark.parametrize("name", ["blade", "color", "rho1"])
 def test_tokens_like_the_target_are_kept(planted, tmp_path, name):
-    bench = token_bench(planted, control="proxy", train_on="kept", lambda_=1.0)
+    settings = {"control": "proxy", "train_on": "kept", "lambda_": 1.0, "reference_steps": 10}
+    bench = token_bench(planted, **settings)
     method = METHODS[name](bench.context)
     method.warm_up()
     result = run(method, blocks_of(planted), tmp_path, learn=name != "color")
