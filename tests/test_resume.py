@@ -135,8 +135,8 @@ def test_interrupted_before_the_first_manifest(
 
 INSIDE: dict[str, tuple[str, str, int]] = {
     "tokens": ("curate.read.cache", "_FragmentWriter._write_documents", 2),
-    "warm-up": ("curate.select.methods.blade", "BladeMethod._train", 2),
-    "a sync": ("curate.select.methods.blade", "BladeMethod._make_pair", 2),
+    "warm-up": ("curate.select.methods.proxy", "Proxy.train", 2),
+    "a sync": ("curate.select.methods.pair", "Pair.sync", 2),
     "a round": ("curate.select.methods.blade", "BladeMethod.learn", 2),
     "the rescore": ("curate.pipeline.rounds", "mark_top", 1),
     "the data": ("curate.pipeline.outputs", "write_part", 2),
