@@ -106,7 +106,7 @@ def test_metadata_columns_in_any_order(tmp_path: Path, names: list[str]) -> None
     rows = run.sql("SELECT * FROM document ORDER BY document_id")
     values = {"id": list(range(6)), "b": [f"b{i}" for i in range(6)]}
     for index, name in enumerate(names):
-        assert [row[8 + index] for row in rows] == values[name]
+        assert [row[9 + index] for row in rows] == values[name]
 
 
 def test_metadata_of_every_scalar_type_groups(tmp_path: Path) -> None:
