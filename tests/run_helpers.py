@@ -200,13 +200,19 @@ def _shared(base: Path) -> dict[str, Run]:
 
 
 def shared_run(factory: pytest.TempPathFactory, **settings: Any) -> Run:
-    """The run of these settings on the rich pool, made once a test session; never change it."""
+    """The run of these settings on the rich pool, made once a test session; never change it.
+
+    Modules that change what the preset `tiny` is get a run of their own.
+    """
+    from curate.train.model import PRESETS
+
     base = factory.getbasetemp()
     runs = _shared(base)
     inputs = base / "shared-inputs"
     if not inputs.exists():
         write_pool(inputs)
     name = ",".join(f"{key}={value}" for key, value in sorted(settings.items())) or "default"
+    name = f"{name} {PRESETS['tiny']}"
     if name not in runs:
         runs[name] = run_tiny(inputs, factory.mktemp("shared") / "out", **settings)
     return runs[name]
