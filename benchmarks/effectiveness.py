@@ -46,7 +46,7 @@ from effectiveness_plan import (
 )
 
 import curate
-from curate.config.schema import ComputeConfig
+from curate.config.schema import ComputeConfig, TrainConfig
 from curate.evaluation.arms import cut, pass_over
 from curate.evaluation.runs import open_run, read_kept
 from curate.evaluation.store import write_store
@@ -56,6 +56,7 @@ from curate.read.documents import Documents, offsets_from_lengths
 from curate.read.tokenizer import TextTokenizer, load_tokenizer
 from curate.train.compute import keep_freed_memory, resolve_compute
 from curate.train.model import PRESETS
+from curate.train.optimizer import default_ramp
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -132,10 +133,10 @@ def train(bench: Bench, cell: Cell, out: Path) -> tuple[Measure, float]:
     run = open_run(out)
     rows = ((one.documents, one.weights) for one in read_kept(run, tokenizer))
     store = write_store(out / "store", rows, {})
-    settings = model_settings(bench, tokenizer)
+    budget = train_tokens(bench, out)
+    settings = model_settings(bench, tokenizer, budget)
     tests = test_sets(bench, tokenizer, bench.targets_of(cell))
     stream = pass_over(store, cell.seed, settings.piece_tokens)
-    budget = train_tokens(bench, out)
     (measure,) = train_and_measure(settings, stream, [budget], cell.seed, tests)
     return measure, measure.tokens / store.epoch_tokens
 
@@ -143,8 +144,8 @@ def train(bench: Bench, cell: Cell, out: Path) -> tuple[Measure, float]:
 def train_on_reserve(bench: Bench, seed: int, out: Path) -> list[Measure]:
     """Train on random text that is never repeated, up to several times the budget."""
     tokenizer = load_tokenizer(str(out / "tokenizer"))
-    settings = model_settings(bench, tokenizer)
     budget = train_tokens(bench, out)
+    settings = model_settings(bench, tokenizer, budget)
     shards = [*sorted(bench.pool.iterdir()), *bench.reserve()[:-1]]
     stream = _random_text(shards, tokenizer, seed, settings.piece_tokens)
     tests = test_sets(bench, tokenizer, bench.plan.targets)
@@ -166,10 +167,10 @@ def train_tokens(bench: Bench, out: Path) -> int:
     """Tokens every model is trained on: a share of the pool, the same for every selection."""
     with curate.run_sql(out, "SELECT pool_tokens FROM run") as rows:
         (pool_tokens,) = rows.read_all()["pool_tokens"].to_pylist()
-    return round(bench.plan.train_share * pool_tokens)
+    return round(bench.plan.train_share * int(pool_tokens))
 
 
-def model_settings(bench: Bench, tokenizer: TextTokenizer) -> ModelSettings:
+def model_settings(bench: Bench, tokenizer: TextTokenizer, budget: int) -> ModelSettings:
     """The model that is trained on what was selected: the shape of the proxy."""
     shape = PRESETS[bench.plan.model]
     return ModelSettings(
@@ -182,6 +183,7 @@ def model_settings(bench: Bench, tokenizer: TextTokenizer) -> ModelSettings:
         batch_tokens=shape.batch_tokens,
         learning_rate=shape.learning_rate,
         compute=resolve_compute(ComputeConfig(device=bench.device)),
+        train=TrainConfig(ramp_steps=default_ramp(budget // shape.batch_tokens)),
     )
 
 

@@ -151,7 +151,11 @@ class TrainConfig(Section):
 
     batch_tokens: int | None = option(None, "tokens in one optimizer step", minimum=1)
     learning_rate: float | None = option(None, "peak learning rate of the proxy", above=0)
-    ramp_steps: int = option(20, "steps of linear learning-rate ramp at the start", minimum=0)
+    ramp_steps: int | None = option(
+        None,
+        "steps of linear learning-rate ramp at the start; a tenth of all by default, at most 100",
+        minimum=0,
+    )
     weight_decay: float = option(0.1, "decoupled weight decay of matrices", minimum=0)
     beta1: float = option(0.9, "AdamW first moment decay", minimum=0, maximum=1)
     beta2: float = option(0.95, "AdamW second moment decay", minimum=0, maximum=1)
@@ -188,6 +192,14 @@ class BladeConfig(Section):
     )
     mixture_kept_share: float = option(
         0.5, "share of a mixture batch's tokens that are kept ones", above=0, maximum=1
+    )
+    proxy_average: float | None = option(
+        None,
+        "share of its past steps that the running average of the proxy's weights spans, which "
+        "syncs start from and documents are scored by; 0 takes the live weights (published). By "
+        "default 0.1 under the lookahead control, else 0",
+        minimum=0,
+        maximum=1,
     )
     warmup_tokens: int | None = option(
         None, "unselected pool tokens the proxy trains on before the first sync", minimum=0

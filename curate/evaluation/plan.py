@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from curate.evaluation.arms import Sample
 from curate.evaluation.prepare import Inputs
@@ -12,6 +12,7 @@ from curate.evaluation.train import ModelSettings
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
 from curate.train.model import count_parameters
+from curate.train.optimizer import default_ramp
 
 LARGEST_GENERAL_TOKENS = 200_000
 GENERAL_SHARE = 0.02
@@ -112,6 +113,9 @@ def make_plan(
     settings, model = inputs.settings, model_settings(inputs)
     parameters = count_parameters(settings.model, inputs.shape, model.vocabulary_size)
     tokens = settings.tokens or default_tokens(stores, parameters)
+    smallest = min(1.0, *settings.multiples) * tokens
+    ramp = default_ramp(int(smallest / model.batch_tokens))
+    model = replace(model, train=replace(model.train, ramp_steps=ramp))
     return Plan(
         model=model,
         parameters=parameters,

@@ -49,7 +49,7 @@ class ModelSettings:
         batch_tokens: tokens in one optimizer step.
         learning_rate: peak learning rate.
         compute: device and precision.
-        train: ramp, moments, weight decay and gradient clip.
+        train: ramp (resolved to steps), moments, weight decay and gradient clip.
     """
 
     name: str
@@ -214,6 +214,6 @@ class _Trainer:
         )
 
     def _rate(self, step: int) -> float:
-        ramp = min(1.0, (step + 1) / max(1, self.settings.train.ramp_steps))
+        ramp = min(1.0, (step + 1) / max(1, int(self.settings.train.ramp_steps or 0)))
         left = (self.budget - self.tokens) / (DECAY_SHARE * self.budget) if self.budget else 1.0
         return self.settings.learning_rate * ramp * min(1.0, max(0.0, left))

@@ -2,7 +2,7 @@
 
 What the user leaves open follows from two habits of the paper (5,000 steps, T = 1,000, K = 300):
 T : K = 10 : 3, and several syncs over the run. A small pool gives fewer steps than that, so T is
-at most a third of a pass and at most 1,000 steps, and K at least 60, or two epochs of the target.
+at most a third of a pass and at most 1,000 steps, and K at least 120, or two epochs of the target.
 A model from scratch is warmed up towards 20 tokens per parameter but on no more than a third of the
 pool; pretrained weights need only settle in.
 """
@@ -15,14 +15,16 @@ from dataclasses import dataclass
 
 from curate.config.schema import BladeConfig, Config
 from curate.train.model import ModelShape
+from curate.train.optimizer import default_ramp
 
 _TOKENS_PER_PARAMETER = 20
 _LONGEST_SYNC_INTERVAL = 1000
 _ROUNDS_PER_PASS = 3
 _PRETRAINED_WARMUP_BATCHES = 100
 _REFERENCE_SHARE = 0.3
-_FEWEST_REFERENCE_STEPS = 60
-"""A fresh AdamW needs tens of steps; fewer gave worse selections (benchmarks/LOG.md)."""
+_PROXY_AVERAGE = 0.1
+_FEWEST_REFERENCE_STEPS = 120
+"""Fewer gave worse selections, and so did many more (benchmarks/LOG.md)."""
 _STATIC = ("color", "rho1")
 """Methods whose reference is trained once: for one epoch of the target, as CoLoR-Filter's is."""
 
@@ -93,6 +95,12 @@ def resolve_config(
     )
     config = dataclasses.replace(config, model=model, train=train)
     blade = _resolve_blade(config, shape, pool_tokens, num_parameters)
+    if train.ramp_steps is None:
+        warmup = int(blade.warmup_tokens or 0) // int(train.batch_tokens or 1)
+        steps = warmup + math.ceil(pool_tokens / _block_tokens(config))
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(train, ramp_steps=default_ramp(steps))
+        )
     if config.blade.reference_steps is None:
         epoch = max(1, math.ceil(target_tokens / int(train.batch_tokens or 1)))
         published = math.ceil(_REFERENCE_SHARE * int(blade.sync_every or 1))
@@ -226,10 +234,12 @@ def _resolve_blade(
     sync_every = blade.sync_every or min(
         _LONGEST_SYNC_INTERVAL, math.ceil(blocks / _ROUNDS_PER_PASS)
     )
+    average = _PROXY_AVERAGE if blade.control == "lookahead" else 0.0
     return dataclasses.replace(
         blade,
         warmup_tokens=warmup if blade.warmup_tokens is None else blade.warmup_tokens,
         sync_every=sync_every,
         reference_learning_rate=blade.reference_learning_rate or config.train.learning_rate,
         passes=blade.passes or 1,
+        proxy_average=average if blade.proxy_average is None else blade.proxy_average,
     )

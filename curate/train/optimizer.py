@@ -19,6 +19,8 @@ from curate.read.documents import Documents
 from curate.read.windows import make_batches, rolling_windows
 from curate.train.model import LanguageModel
 
+_LONGEST_RAMP = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -145,6 +147,14 @@ class Optimizer:
         """Inverse of `state_dict`."""
         self._adamw.load_state_dict(state["adamw"])  # type: ignore[arg-type]
         self.steps = int(state["steps"])  # type: ignore[call-overload]
+
+
+def default_ramp(steps: int) -> int:
+    """Steps of the learning rate's ramp: a tenth of all, at most 100.
+
+    Shorter ones leave a small model in worse places, and far apart by seed (benchmarks/LOG.md).
+    """
+    return min(_LONGEST_RAMP, max(1, steps // 10))
 
 
 def ramp_then_constant(peak: float, ramp_steps: int) -> Callable[[int], float]:

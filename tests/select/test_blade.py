@@ -22,7 +22,7 @@ VARIANTS = [
     {"control": control, "lambda_": lambda_}
     for control in ("proxy", "lookahead")
     for lambda_ in (0.0, 1.0)
-]
+] + [{"control": "lookahead", "lambda_": 0.0, "proxy_average": 0.1}]
 
 
 @pytest.fixture(scope="module")

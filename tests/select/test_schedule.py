@@ -93,7 +93,7 @@ def test_reference_steps_are_three_for_ten_proxy_steps(sync_every):
     epoch = math.ceil(TARGET_TOKENS / config.train.batch_tokens)
     assert config.blade.reference_steps == max(3 * sync_every // 10, 2 * epoch)
     large = resolve(10**9, blade=blade, target_tokens=10**8)
-    assert large.blade.reference_steps == max(3 * sync_every // 10, 60)
+    assert large.blade.reference_steps == max(3 * sync_every // 10, 120)
 
 
 def test_a_large_pool_gets_the_papers_schedule():
@@ -119,12 +119,30 @@ def test_pretrained_weights_are_warmed_up_little():
     assert resolve(10**6, PRETRAINED).model.vocabulary_size is None
 
 
+@pytest.mark.parametrize(("control", "span"), [("lookahead", 0.1), ("proxy", 0.0)])
+def test_the_proxy_is_averaged_unless_it_is_compared_as_it_is(control, span):
+    assert resolve(10**6, blade=BladeConfig(control=control)).blade.proxy_average == span
+
+
+def test_the_learning_rate_ramps_up_over_a_tenth_of_the_steps():
+    config = resolve(300_000, keep=0.5)
+    steps = 100_000 // 2048 + math.ceil(300_000 / 2048)
+    assert config.train.ramp_steps == steps // 10
+    assert resolve(10**9).train.ramp_steps == 100
+    assert resolve(10**9, train=TrainConfig(ramp_steps=0)).train.ramp_steps == 0
+
+
 def test_what_the_user_set_is_kept():
     blade = BladeConfig(
-        warmup_tokens=0, sync_every=7, reference_steps=11, reference_learning_rate=0.5, passes=2
+        warmup_tokens=0,
+        sync_every=7,
+        reference_steps=11,
+        reference_learning_rate=0.5,
+        passes=2,
+        proxy_average=0.25,
     )
     model = ModelConfig(window=100, window_overlap=9, vocabulary_size=300)
-    train = TrainConfig(batch_tokens=50, learning_rate=0.25)
+    train = TrainConfig(batch_tokens=50, learning_rate=0.25, ramp_steps=7)
     config = resolve(10**6, blade=blade, model=model, train=train)
     assert (config.blade, config.model, config.train) == (blade, model, train)
     again = resolve_config(config, SMALL, pool_tokens=5, target_tokens=1, num_parameters=1)

@@ -19,7 +19,7 @@ from curate.config.schema import TrainConfig
 from curate.errors import NonFiniteLoss
 from curate.read.documents import concatenate
 from curate.train import model as model_module
-from curate.train.optimizer import Optimizer, Term, ramp_then_constant
+from curate.train.optimizer import Optimizer, Term, default_ramp, ramp_then_constant
 
 RATE = 1e-2
 DOCUMENTS = make_documents([1, 8, 9, 30, 5, 17, 3])
@@ -148,6 +148,11 @@ def test_a_record_says_what_was_done():
     assert [one.learning_rate for one in records] == pytest.approx(rates)
     assert {one.model for one in records} == {"proxy"}
     assert optimizer.steps == 6
+
+
+@pytest.mark.parametrize(("steps", "ramp"), [(0, 1), (19, 1), (300, 30), (10**6, 100)])
+def test_a_ramp_is_a_tenth_of_the_steps_and_no_more_than_a_hundred(steps, ramp):
+    assert default_ramp(steps) == ramp
 
 
 def test_no_ramp_starts_at_the_peak():

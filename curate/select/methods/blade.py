@@ -78,7 +78,7 @@ class BladeMethod:
             return self._score_tokens(block, learning=learning)
         if self._ensemble:
             return ensemble_scores(self._ensemble, block)
-        control = document_losses(self._pair.control or self._proxy.model, block)
+        control = document_losses(self._pair.control or self._proxy.scored, block)
         reference = document_losses(self._reference, block)
         excess = excess_loss(control, reference)
         return Scores(control, reference, excess, penalized_score(excess, self._lambda))
@@ -120,7 +120,7 @@ class BladeMethod:
         scoring = round_index >= self._context.schedule.rounds
         if self._first is not None and not scoring:
             return
-        control = self._pair.control or self._proxy.model.frozen_copy()
+        control = self._pair.control or self._proxy.scored.frozen_copy()
         pair = measure_spread(control, self._reference, self._pair.pool_sample())
         self._first = self._first or pair
         self._ensemble = [self._first, pair] if scoring else []
@@ -133,7 +133,7 @@ class BladeMethod:
             lambda_=lambda_,
             proxy_step=self._proxy.optimizer.steps,
             reference_steps=reference_steps,
-            target_loss_proxy=mean_loss(self._proxy.model, sample),
+            target_loss_proxy=mean_loss(self._proxy.scored, sample),
             target_loss_reference=mean_loss(self._reference, sample),
         )
 
@@ -146,12 +146,12 @@ class BladeMethod:
     def _score_tokens(self, block: Documents, *, learning: bool) -> Scores:
         with torch.no_grad():
             reference = _numpy(token_losses(self._reference, block))
-        if self._pair.control is None and learning:
+        if self._pair.control is None and self._proxy.average is None and learning:
             self._forward = self._proxy.forward(block)
             control = _numpy(self._forward)
         else:
             with torch.no_grad():
-                control = _numpy(token_losses(self._pair.control or self._proxy.model, block))
+                control = _numpy(token_losses(self._pair.control or self._proxy.scored, block))
         excess = excess_loss(control, reference)
         scores = Scores(
             *(mean_by_document(one, block) for one in (control, reference, excess, excess))

@@ -23,8 +23,8 @@ from curate.train.model import LanguageModel
 from curate.train.optimizer import Term
 from curate.train.reference import lookahead_terms, reference_terms, step_away
 
-_TARGET_LOSS_BATCHES = 8
-_POOL_SAMPLE_BATCHES = 32
+_TARGET_SAMPLE_TOKENS = 32_768
+_POOL_SAMPLE_TOKENS = 131_072
 
 
 class Pair:
@@ -74,13 +74,13 @@ class Pair:
         key = make_key(self._context.config.seed, "target sample")
         order = shuffled_order(key, target.ids)
         ends = np.cumsum(target.lengths[order])
-        enough = int(np.searchsorted(ends, _TARGET_LOSS_BATCHES * self._proxy.batch_tokens)) + 1
+        enough = int(np.searchsorted(ends, _TARGET_SAMPLE_TOKENS)) + 1
         return target.take(order[:enough])
 
     def pool_sample(self) -> Documents:
         """Pool documents on which pairs are compared, the same for every pair."""
         stream = self._context.cache.stream(self._context.config.seed, "pool sample")
-        return next(draw_blocks(stream, _POOL_SAMPLE_BATCHES * self._proxy.batch_tokens))
+        return next(draw_blocks(stream, _POOL_SAMPLE_TOKENS))
 
     def weights_of(self, pair: ScoringPair | None) -> dict[str, Any] | None:
         """A frozen pair as plain values for a checkpoint."""
@@ -121,7 +121,7 @@ class Pair:
         optimizer = self._proxy.optimizer
         rate = config.blade.reference_learning_rate
         moved = step_away(
-            self._proxy.model,
+            self._proxy.scored,
             name,
             steps,
             learning_rate=optimizer.schedule(optimizer.steps) if rate is None else rate,

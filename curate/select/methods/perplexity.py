@@ -59,7 +59,7 @@ class PerplexityMethod:
 
     def score(self, block: Documents) -> Scores:
         """Nearness to the band."""
-        losses = document_losses(self._proxy.model, block)
+        losses = document_losses(self._proxy.scored, block)
         self._context.on_tokens(block.num_tokens)
         middle = self._context.config.perplexity.band == "middle"
         return Scores.of(-np.abs(losses - self._center) if middle else -losses, proxy_loss=losses)
@@ -83,7 +83,7 @@ class PerplexityMethod:
         losses, sizes, left = [], [], _MEDIAN_TOKENS
         stream = self._context.cache.stream(self._context.config.seed, "median")
         for block in draw_blocks(stream, self._proxy.batch_tokens):
-            losses.append(document_losses(self._proxy.model, block))
+            losses.append(document_losses(self._proxy.scored, block))
             sizes.append(block.lengths)
             self._context.on_tokens(block.num_tokens)
             left -= block.num_tokens

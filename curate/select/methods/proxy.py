@@ -1,4 +1,10 @@
-"""The proxy model u: its optimizer, its warm-up on unselected documents, its checkpoint."""
+"""The proxy model u: its optimizer, its warm-up on unselected documents, its checkpoint.
+
+Syncs start from, and documents are scored by, a running average of the proxy's weights. The live
+weights at a constant learning rate carry the noise of their last steps; a reference whose rate
+decays loses that noise, and would be better than its control on every text, most on the hardest.
+The average spans a fixed share of the steps so far (Karras et al., arXiv 2312.02696, section 3.1).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,7 @@ from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
 from curate.score.loss import token_losses
 from curate.select.methods.base import Context
+from curate.train.model import LanguageModel
 from curate.train.optimizer import Optimizer, Term, ramp_then_constant
 
 
@@ -19,6 +26,7 @@ class Proxy:
 
     Attributes:
         model: the live model.
+        average: running average of its weights; None where the live ones are used.
         optimizer: its AdamW and step counter.
         batch_tokens: tokens of one step.
     """
@@ -28,8 +36,15 @@ class Proxy:
         self._context = context
         self.batch_tokens = int(train.batch_tokens or 0)
         self.model = context.make_model()
-        schedule = ramp_then_constant(float(train.learning_rate or 0.0), train.ramp_steps)
+        self._span = float(context.config.blade.proxy_average or 0.0)
+        self.average = self.model.frozen_copy() if self._span > 0 else None
+        schedule = ramp_then_constant(float(train.learning_rate or 0.0), int(train.ramp_steps or 0))
         self.optimizer = Optimizer(self.model, "proxy", train, schedule)
+
+    @property
+    def scored(self) -> LanguageModel:
+        """The weights that are compared and copied: the average, or the live ones."""
+        return self.average or self.model
 
     def warm_up(self) -> None:
         """Train on unselected documents for `blade.warmup_tokens` (Algorithm 1, line 1)."""
@@ -47,6 +62,7 @@ class Proxy:
     def train(self, documents: Documents) -> None:
         """One step on the counted tokens of the documents."""
         self._context.on_step(self.optimizer.step([Term(documents)]))
+        self._update_average()
         self._context.on_tokens(documents.num_tokens)
 
     def forward(self, documents: Documents) -> torch.Tensor:
@@ -62,15 +78,29 @@ class Proxy:
         """
         mean = losses[counted].sum() / counted.sum()
         self._context.on_step(self.optimizer.step_on(mean, len(losses)))
+        self._update_average()
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer, readable with `weights_only`."""
         return {
             "weights": self.model.network.state_dict(),
+            "average": self.average.network.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.model.network.load_state_dict(state["weights"])
+        if self.average:
+            self.average.network.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Move the average a step's worth towards the live weights."""
+        if self.average is None:
+            return
+        share = 1 / (1 + self._span * (self.optimizer.steps - 1))
+        both = zip(self.average.network.parameters(), self.model.network.parameters(), strict=True)
+        for mean, live in both:
+            mean.lerp_(live, share)

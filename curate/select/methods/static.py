@@ -39,7 +39,7 @@ class Rho1Method(BladeMethod):
     """A reference made once, before the first round, and the live proxy as its control."""
 
     def __init__(self, context: Context) -> None:
-        settings = {"lambda_": 0.0, "control": "proxy", "train_on": "kept"}
+        settings = {"lambda_": 0.0, "control": "proxy", "train_on": "kept", "proxy_average": 0.0}
         super().__init__(_with_blade(context, **settings))
 
     @staticmethod

@@ -1,0 +1,84 @@
+"""The running average of the proxy's weights."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import (
+    make_bench,
+    make_planted,
+    one_thread,  # noqa: F401
+    same_weights,
+    weights_of,
+)
+
+from curate.read.cache import draw_blocks
+from curate.score.loss import document_losses, mean_loss
+from curate.select.methods.blade import BladeMethod
+from curate.select.methods.proxy import Proxy
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    return make_planted(tmp_path_factory.mktemp("planted"))
+
+
+def blocks_of(planted, index=0):
+    return list(draw_blocks(planted.cache.stream(0, "pass", index), 800))
+
+
+@pytest.mark.parametrize("span", [0.1, 1.0])
+def test_it_is_the_recurrence_over_the_live_weights(planted, span):
+    proxy = Proxy(make_bench(planted, proxy_average=span).context)
+    expected = None
+    for step, block in enumerate(blocks_of(planted)[:6]):
+        proxy.train(block)
+        live = [one.double() for one in weights_of(proxy.model)]
+        share = 1 / (1 + span * step)
+        old = expected or live
+        expected = [a + share * (b - a) for a, b in zip(old, live, strict=True)]
+    for ours, theirs in zip(weights_of(proxy.scored), expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-6)
+    assert not same_weights(weights_of(proxy.scored), weights_of(proxy.model))
+
+
+def test_without_a_span_the_live_weights_are_scored(planted):
+    proxy = Proxy(make_bench(planted, proxy_average=0.0).context)
+    assert proxy.average is None
+    assert proxy.scored is proxy.model
+
+
+def test_training_is_the_same_with_and_without_it(planted):
+    with_it, without = (
+        Proxy(make_bench(planted, proxy_average=span).context) for span in (0.1, 0.0)
+    )
+    for proxy in (with_it, without):
+        proxy.warm_up()
+    assert same_weights(weights_of(with_it.model), weights_of(without.model))
+
+
+def test_a_sync_starts_from_it_and_documents_are_compared_with_it(planted):
+    bench = make_bench(planted, proxy_average=0.3, reference_steps=1)
+    method = BladeMethod(bench.context)
+    method.warm_up()
+    average = method._proxy.scored.frozen_copy()
+    method.start_round(0)
+    block, other = blocks_of(planted)[:2]
+    method.learn(other, np.ones(len(other), dtype=bool))
+    scores = method.score(block)
+    np.testing.assert_array_equal(scores.proxy_loss, document_losses(average, block))
+    first = next(one for one in bench.steps if one.model == "reference")
+    assert first.loss == pytest.approx(mean_loss(average, planted.target), rel=0.15)
+
+
+def test_it_is_restored(planted, tmp_path):
+    bench = make_bench(planted, proxy_average=0.3)
+    method = BladeMethod(bench.context)
+    method.warm_up()
+    method.start_round(0)
+    method.save(tmp_path / "state")
+    restored = BladeMethod(make_bench(planted, proxy_average=0.3).context)
+    restored.load(tmp_path / "state")
+    for one in (method, restored):
+        one.learn(blocks_of(planted)[0], np.ones(len(blocks_of(planted)[0]), dtype=bool))
+    ours, theirs = (weights_of(one._proxy.scored) for one in (method, restored))
+    assert same_weights(ours, theirs)
