@@ -93,10 +93,11 @@ def prepare(bench: Bench, source: Path) -> None:
         places = [reserve] if number >= bench.plan.shards else [bench.pool]
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
-            _cut_shard(shard, place / shard.name, bench.plan.cut)
+            cut_shard(shard, place / shard.name, bench.plan.cut)
 
 
-def _cut_shard(shard: Path, place: Path, characters: int | None) -> None:
+def cut_shard(shard: Path, place: Path, characters: int | None) -> None:
+    """Copy a shard with its documents cut to a length; nothing where it is there."""
     if place.exists():
         return
     table = pq.read_table(shard, columns=["id", "text", "source"])
@@ -252,16 +253,16 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
             "shares": shares(out),
         }
     shutil.rmtree(out)
-    return record | {"machine": machine(bench)}
+    return record | {"machine": describe_machine(bench.device, bench.threads)}
 
 
-def machine(bench: Bench) -> dict[str, Any]:
+def describe_machine(device: str, threads: int) -> dict[str, Any]:
     """What the figures were made on and with."""
     names = ("curate", "torch", "transformers", "pyarrow")
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "device": bench.device,
-        "threads": bench.threads,
+        "device": device,
+        "threads": threads,
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         **{name: version(name) for name in names},

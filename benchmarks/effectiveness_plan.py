@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "blade.lambda_end": 1.0,
         "blade.lambda_schedule": "linear",
     },
-    "blade-ensemble": {"blade.final": "ensemble", "blade.average": "last"},
+    "blade-rounds": {"blade.final": "none"},
     "blade-rescore": {"blade.final": "rescore", "blade.average": "last"},
     "blade-published-document": {
         "blade.reference_schedule": "constant",
@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "blade.control": "proxy",
         "blade.train_on": "kept",
         "blade.average": "last",
+        "blade.final": "none",
     },
 }
 """What is screened beside the default."""

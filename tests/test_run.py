@@ -67,7 +67,7 @@ BASELINES = ("random", "color", "rho1", "dsir", "classifier", "perplexity")
 RUNS: dict[str, dict[str, Any]] = {
     "blade": {},
     "strict": STRICT,
-    "ensemble": {"blade__final": "ensemble", "blade__average": "last"},
+    "rounds": {"blade__final": "none"},
     **{name: {"method": name} for name in BASELINES},
 }
 
@@ -162,7 +162,7 @@ def test_a_document_of_many_windows_is_scored_whole(blade: Run) -> None:
     rows = blade.sql(
         'SELECT tokens, proxy_loss, reference_loss FROM decision WHERE shard_id = 1 AND "row" = 11'
     )
-    assert [row[0] for row in rows] == [tokens]
+    assert [row[0] for row in rows] == [tokens] * 2
     assert all(math.isfinite(loss) for row in rows for loss in row[1:])
 
 
@@ -237,7 +237,7 @@ def test_methods_without_models_have_no_losses(tmp_path_factory: pytest.TempPath
 # The log.
 
 
-@pytest.mark.parametrize(("settings", "visits"), [({}, 1), ({"method": "random"}, 1), (STRICT, 3)])
+@pytest.mark.parametrize(("settings", "visits"), [({}, 2), ({"method": "random"}, 1), (STRICT, 3)])
 def test_a_decision_for_every_visit(
     settings: dict[str, Any], visits: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -316,7 +316,7 @@ def test_the_log_opens_without_curate(blade: Run, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     [(kept,)] = blade.sql("SELECT count(*) FROM document WHERE kept")
-    assert done.stdout == f"({kept}, {kept}, 2)\nno curate\n"
+    assert done.stdout == f"({kept}, {kept}, 3)\nno curate\n"
 
 
 def test_targets_come_closer_at_every_sync(blade: Run) -> None:

@@ -47,7 +47,12 @@ def test_documents_longer_than_a_block(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": texts}), tmp_path / "pool" / "0.parquet")
     pq.write_table(pa.table({"text": texts[:3]}), tmp_path / "target.parquet")
     run = run_tiny(
-        tmp_path, tmp_path / "out", train__batch_tokens=64, blade__passes=2, blade__sync_every=3
+        tmp_path,
+        tmp_path / "out",
+        train__batch_tokens=64,
+        blade__passes=2,
+        blade__sync_every=3,
+        blade__final="none",
     )
     assert (
         run.sql("SELECT count(*), count(DISTINCT round) FROM decision GROUP BY document_id")
@@ -183,6 +188,7 @@ def test_lambda_schedules_appear_in_the_rounds(schedule: str, tmp_path: Path) ->
         blade__warmup_tokens=0,
         blade__sync_every=1,
         blade__reference_steps=1,
+        blade__final="none",
         **{"blade.lambda": 0.1},
     )
     found = [value for (value,) in run.sql('SELECT "lambda" FROM round ORDER BY round')]

@@ -215,16 +215,17 @@ class BladeConfig(Section):
         choices=("constant", "linear"),
     )
     passes: int | None = option(None, "times the whole pool is drawn", minimum=1)
-    average: str = option(
-        "uniform",
+    average: str | None = option(
+        None,
         "Frank-Wolfe step sizes over a document's decisions: last 1, uniform 1/(e+1), "
-        "linear 2/(e+2)",
+        "linear 2/(e+2); by default last after an ensemble, else uniform",
         choices=("last", "uniform", "linear"),
     )
-    final: str = option(
-        "none",
+    final: str | None = option(
+        None,
         "one more pass that scores only and decides the pool as a whole: rescore by the last pair, "
-        "ensemble by the first and the last together",
+        "ensemble by the first and the last together. By default ensemble by document, none by "
+        "token",
         choices=("none", "rescore", "ensemble"),
     )
 
@@ -346,6 +347,6 @@ class Config(Section):
         if self.granularity == "token" and visits > 1 and self.blade.average != "last":
             raise InvalidInput(
                 "At token granularity the last decision about a token stands, but blade.average is "
-                f"{self.blade.average} and every document is visited {visits} times.",
+                f"{self.blade.average or 'uniform'} and every document is visited {visits} times.",
                 "Set blade.average to last.",
             )

@@ -114,7 +114,7 @@ class Rounds:
         rounds = names[1:]
         results = [self._folder.result(name) for name in rounds]
         coefficients = visit_coefficients(
-            self._config.blade.average, self._schedule.passes + self._schedule.scoring
+            self._config.blade.average or "last", self._schedule.passes + self._schedule.scoring
         )
         scales = [
             RoundScale(

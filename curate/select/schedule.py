@@ -128,7 +128,7 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
         rounds_per_pass=max(1, round(blocks / sync_every)),
         blocks_per_round=sync_every,
         block_tokens=block_tokens,
-        scoring=blade.final != "none",
+        scoring=blade.final not in (None, "none"),
     )
     syncs = schedule.rounds + schedule.scoring if syncs is None else syncs
     trained = schedule.passes * blocks * int(config.train.batch_tokens or 0)
@@ -234,12 +234,16 @@ def _resolve_blade(
     sync_every = blade.sync_every or min(
         _LONGEST_SYNC_INTERVAL, math.ceil(blocks / _ROUNDS_PER_PASS)
     )
-    average = _PROXY_AVERAGE if blade.control == "lookahead" else 0.0
+    span = _PROXY_AVERAGE if blade.control == "lookahead" else 0.0
+    whole = config.method == "blade" and config.granularity == "document"
+    final = blade.final or ("ensemble" if whole else "none")
     return dataclasses.replace(
         blade,
         warmup_tokens=warmup if blade.warmup_tokens is None else blade.warmup_tokens,
         sync_every=sync_every,
         reference_learning_rate=blade.reference_learning_rate or config.train.learning_rate,
         passes=blade.passes or 1,
-        proxy_average=average if blade.proxy_average is None else blade.proxy_average,
+        proxy_average=span if blade.proxy_average is None else blade.proxy_average,
+        final=final,
+        average=blade.average or ("last" if final == "ensemble" else "uniform"),
     )

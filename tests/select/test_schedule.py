@@ -132,6 +132,21 @@ def test_the_learning_rate_ramps_up_over_a_tenth_of_the_steps():
     assert resolve(10**9, train=TrainConfig(ramp_steps=0)).train.ramp_steps == 0
 
 
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({}, ("ensemble", "last")),
+        ({"granularity": "token"}, ("none", "uniform")),
+        ({"method": "rho1"}, ("none", "uniform")),
+        ({"blade": BladeConfig(final="rescore")}, ("rescore", "uniform")),
+        ({"blade": BladeConfig(average="linear")}, ("ensemble", "linear")),
+    ],
+)
+def test_an_ensemble_decides_alone_by_default(sections, expected):
+    config = resolve(10**6, **sections)
+    assert (config.blade.final, config.blade.average) == expected
+
+
 def test_what_the_user_set_is_kept():
     blade = BladeConfig(
         warmup_tokens=0,
@@ -140,6 +155,8 @@ def test_what_the_user_set_is_kept():
         reference_learning_rate=0.5,
         passes=2,
         proxy_average=0.25,
+        average="linear",
+        final="rescore",
     )
     model = ModelConfig(window=100, window_overlap=9, vocabulary_size=300)
     train = TrainConfig(batch_tokens=50, learning_rate=0.25, ramp_steps=7)

@@ -20,7 +20,7 @@ class ColorMethod(BladeMethod):
     """One static sync with lambda 0; scores once."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(_with_blade(context, lambda_=0.0, control="lookahead"))
+        super().__init__(_with_blade(context, lambda_=0.0, control="lookahead", final="none"))
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
