@@ -246,6 +246,23 @@ def test_a_decision_for_every_visit(
     assert counts == [(visits, visits)] * (SHARDS * (ROWS - 2))
 
 
+def test_what_the_deciding_scoring_drops_after_a_round_kept_it_is_overruled(blade: Run) -> None:
+    verdicts = dict(
+        blade.sql("SELECT document_id, list(kept ORDER BY round) FROM decision GROUP BY ALL")
+    )
+    overruled = blade.sql("SELECT document_id, kept, weight FROM document "
+                          "WHERE reason = 'overruled'")  # fmt: skip
+    assert {one for one, *_ in overruled} == {
+        one for one, kept in verdicts.items() if kept == [True, False]
+    }
+    assert overruled
+    assert all((kept, weight) == (False, 0) for _, kept, weight in overruled)
+    last = f"SELECT explanation FROM why({overruled[0][0]}) WHERE round IS NULL"
+    assert blade.sql(last) == [
+        ("Dropped: kept in 1 of 2 rounds, but not in the one that decides.",)
+    ]
+
+
 def test_rounds_are_the_sums_of_their_decisions(finished: Run) -> None:
     figures = "documents_scored, documents_kept, tokens_scored, tokens_kept"
     assert finished.sql(f"SELECT round, {figures} FROM round ORDER BY round") == finished.sql(

@@ -136,8 +136,9 @@ DECISION = Table(
 
 DOCUMENT_REASONS: dict[str, str] = {
     "selected": "kept: in the token budget by weight",
-    "filled": "kept: no round kept it, but the best by score fill the budget",
+    "filled": "kept: no round that decides kept it, but the best by score fill the budget",
     "over_budget": "dropped: kept in some round, but the budget went to higher weights or scores",
+    "overruled": "dropped: a round kept it, but not the one that decides",
     "never_selected": "dropped: below the cut-off in every round that visited it",
     "empty": "dropped: the document has no tokens",
 }

@@ -178,10 +178,12 @@ def _final_explanation() -> str:
     CASE o.reason
         WHEN 'selected' THEN {weight} || ' (the mean over kept tokens is 1): kept in '
             || {rounds} || ', and inside the token budget.'
-        WHEN 'filled' THEN {weight} || ': no round kept it, but it has one of the best scores '
-            || 'among the rest, which fill the token budget.'
+        WHEN 'filled' THEN {weight} || ': no round that decides kept it, but it has one of the '
+            || 'best scores among the rest, which fill the token budget.'
         WHEN 'over_budget' THEN 'Dropped: kept in ' || {rounds}
             || ', but the token budget was spent on documents with higher weight or score.'
+        WHEN 'overruled' THEN 'Dropped: kept in ' || {rounds}
+            || ', but not in the one that decides.'
         WHEN 'never_selected' THEN CASE WHEN o.rounds = 0
             THEN 'Dropped: no round visited it.'
             ELSE 'Dropped: below the cut-off in every round that visited it (' || o.rounds || ').'

@@ -1,10 +1,10 @@
 """From the decisions of all rounds to one kept set with weights (DuckDB over the fragments).
 
 The weight of a document is the Frank-Wolfe average of its decisions over its visits. The kept set
-is filled by weight, then by mean standardized score, then by noise, until the token budget is met
-within one document; kept weights are scaled to mean 1 over kept tokens. DuckDB spills to disk, so
-memory does not grow with the pool; sums are exact integers or ordered, so the result does not
-depend on its threads.
+is filled by weight, then by standardized score averaged alike, then by noise, until the token
+budget is met within one document; kept weights are scaled to mean 1 over kept tokens. DuckDB spills
+to disk, so memory does not grow with the pool; sums are exact integers or ordered, so the result
+does not depend on its threads.
 """
 
 from __future__ import annotations
@@ -172,17 +172,19 @@ CREATE TEMP TABLE average AS
 SELECT document_id,
        round({_EXACT} * sum(CASE WHEN kept THEN coefficient ELSE 0 END ORDER BY round)
              / sum(coefficient ORDER BY round))::BIGINT AS units,
-       sum(CASE WHEN score_std > 0 THEN (score - score_mean) / score_std ELSE 0 END
-           ORDER BY round) / count(*) AS score,
-       sum(excess_loss::DOUBLE ORDER BY round) / count(excess_loss) AS excess_loss,
-       coalesce(max(round) FILTER (WHERE kept), max(round)) AS round
+       sum(CASE WHEN score_std > 0 THEN coefficient * (score - score_mean) / score_std ELSE 0 END
+           ORDER BY round) / sum(coefficient ORDER BY round) AS score,
+       sum(coefficient * excess_loss ORDER BY round)
+           / sum(coefficient ORDER BY round) FILTER (excess_loss IS NOT NULL) AS excess_loss,
+       coalesce(max(round) FILTER (WHERE kept AND coefficient > 0), max(round)) AS round,
+       bool_or(kept) AS ever_kept
 FROM decisions JOIN scales USING (round)
 GROUP BY document_id
 """
 
 _RANK = """
 CREATE TEMP TABLE ranked AS
-SELECT document_id, tokens, units, score, excess_loss, round,
+SELECT document_id, tokens, units, score, excess_loss, round, ever_kept,
        row_number() OVER by_merit AS place,
        sum(tokens) OVER (by_merit ROWS UNBOUNDED PRECEDING) AS after
 FROM documents JOIN average USING (document_id)
@@ -212,6 +214,7 @@ SELECT documents.document_id,
             WHEN kept AND units > 0 THEN 'selected'
             WHEN kept THEN 'filled'
             WHEN units > 0 THEN 'over_budget'
+            WHEN ever_kept THEN 'overruled'
             ELSE 'never_selected' END AS reason
 FROM documents LEFT JOIN cut USING (document_id)
 """

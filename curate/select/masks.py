@@ -104,7 +104,8 @@ SELECT document_id, max(round) AS round,
        arg_max(tokens_kept, round) AS tokens_kept,
        arg_max(CASE WHEN score_std > 0 THEN (score - score_mean) / score_std ELSE 0 END, round)
            AS score,
-       arg_max(excess_loss, round) AS excess_loss
+       arg_max(excess_loss, round) AS excess_loss,
+       max(tokens_kept) > 0 AS ever_kept
 FROM decisions JOIN scales USING (round)
 GROUP BY document_id
 """
@@ -120,6 +121,7 @@ SELECT documents.document_id,
        coalesce(tokens_kept, 0)::BIGINT AS tokens_kept,
        CASE WHEN tokens = 0 THEN 'empty'
             WHEN tokens_kept > 0 THEN 'selected'
+            WHEN ever_kept THEN 'overruled'
             ELSE 'never_selected' END AS reason
 FROM documents LEFT JOIN last USING (document_id)
 """

@@ -68,7 +68,7 @@ class Case:
         ]
 
     def expected(self, average, keep):
-        """DESIGN 2b in plain Python: average, fill by (weight, mean standard score), normalize."""
+        """In plain Python: average, fill by (weight, averaged standard score), normalize."""
         exact = AVERAGES[average](self.passes)
         found = {}
         for row, tokens in enumerate(self.tokens):
@@ -77,12 +77,15 @@ class Case:
                 continue
             weight = sum(exact[v[1]] * v[5] for v in mine) / sum(exact[v[1]] for v in mine)
             standard = [(v[3] - self.scales[v[2]][0]) / self.scales[v[2]][1] for v in mine]
+            shares = [float(exact[v[1]]) for v in mine]
+            deciding = [v[2] for v in mine if v[5] and exact[v[1]]]
             found[self.ids[row]] = {
                 "tokens": tokens,
                 "weight": weight,
-                "score": statistics.mean(standard),
-                "excess_loss": statistics.mean(v[4] for v in mine),
-                "round": max([v[2] for v in mine if v[5]] or [v[2] for v in mine]),
+                "score": statistics.fmean(standard, shares),
+                "excess_loss": statistics.fmean((v[4] for v in mine), shares),
+                "round": max(deciding or [v[2] for v in mine]),
+                "ever": any(v[5] for v in mine),
             }
         order = sorted(found, key=lambda one: (-found[one]["weight"], -found[one]["score"]))
         budget = keep * sum(self.tokens)
@@ -100,12 +103,13 @@ class Case:
         outcome = {}
         for one, tokens in zip(self.ids, self.tokens, strict=True):
             row = found.get(one, {"score": None, "excess_loss": None, "round": None, "weight": 0})
+            ever = row.get("ever", False)
             chosen = bool(row["weight"])
             reason = {
                 (True, True): "selected",
                 (True, False): "filled",
                 (False, True): "over_budget",
-                (False, False): "never_selected",
+                (False, False): "overruled" if ever else "never_selected",
             }[one in raw, chosen]
             outcome[one] = {
                 **{name: row[name] for name in ("score", "excess_loss", "round")},

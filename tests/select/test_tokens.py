@@ -336,7 +336,7 @@ def test_the_last_visit_decides_and_the_weight_is_the_kept_share(tmp_path):
     assert found == [
         (1, 0.25, 0.5, 1.5, 1, True, 1, "selected"),
         (2, 0.0, None, None, None, False, 0, "empty"),
-        (3, 0.0, 0.5, 1.5, 1, False, 0, "never_selected"),
+        (3, 0.0, 0.5, 1.5, 1, False, 0, "overruled"),
         (4, 1.0, 0.5, 1.5, 1, True, 3, "selected"),
         (5, 0.0, None, None, None, False, 0, "never_selected"),
     ]
