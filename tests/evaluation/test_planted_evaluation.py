@@ -15,7 +15,7 @@ ROWS = 800
 EARLY = {
     "tokens": 2048,
     "batch_tokens": 256,
-    "learning_rate": 0.03,
+    "learning_rate": 0.01,
     "seeds": 3,
     "multiples": (1.0,),
 }
