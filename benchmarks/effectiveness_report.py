@@ -117,7 +117,7 @@ def losses_table(results: Results) -> str:
                 variant,
                 _interval(mean_interval(list(ours.values()))),
                 _interval(difference) if difference else "-",
-                verdict(difference) if difference else "-",
+                _verdict(difference) if difference else "-",
                 multiplier,
                 f"{mean_interval(list(general[variant, target, keep].values())).mean:.4f}",
                 f"{len(ours)}",
@@ -156,7 +156,7 @@ def against_table(results: Results, ours: str = "blade") -> str:
         if variant == ours or not mine.keys() & theirs.keys():
             continue
         difference = paired_difference(mine, theirs)
-        rows.append([target, f"{keep:g}", variant, _interval(difference), verdict(difference)])
+        rows.append([target, f"{keep:g}", variant, _interval(difference), _verdict(difference)])
     return table(["target", "keep", f"{ours} less", "bits/byte", "verdict"], rows)
 
 
@@ -212,6 +212,10 @@ def _interval(value: Interval) -> str:
     if value.low is None or value.high is None:
         return f"{value.mean:.4f}"
     return f"{value.mean:.4f} ± {(value.high - value.low) / 2:.4f}"
+
+
+def _verdict(difference: Interval) -> str:
+    return "one seed" if difference.low is None else verdict(difference)
 
 
 def _mean(values: Iterable[float]) -> float:
