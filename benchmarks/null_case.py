@@ -50,14 +50,15 @@ def run_case(case: int, shards: list[Path], work: Path, threads: int) -> dict[st
     """Select for a target without a meaning, and evaluate; returns the result line."""
     folder = work / f"null-{case}"
     folder.mkdir(parents=True, exist_ok=True)
-    pool, *held = (work / f"null-{shard.name}" for shard in (shards[0], shards[-2], shards[-1]))
-    for source, place in zip((shards[0], shards[-2], shards[-1]), (pool, *held), strict=True):
-        cut_shard(source, place, CUT_CHARACTERS)
-    target = sample(held[0], TARGET_DOCUMENTS, case, folder / "target.parquet")
-    test = sample(held[1], TEST_DOCUMENTS, case, folder / "test.parquet")
+    places = {}
+    for role, shard in (("pool", shards[0]), ("target", shards[-2]), ("test", shards[-1])):
+        places[role] = work / f"null-{role}.parquet"
+        cut_shard(shard, places[role], CUT_CHARACTERS)
+    target = sample(places["target"], TARGET_DOCUMENTS, case, folder / "target.parquet")
+    test = sample(places["test"], TEST_DOCUMENTS, case, folder / "test.parquet")
     out = folder / "out"
     settings = {
-        "pool": str(pool),
+        "pool": str(places["pool"]),
         "target": str(target),
         "out": str(out),
         "keep": KEEP,

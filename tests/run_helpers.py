@@ -199,6 +199,17 @@ def _shared(base: Path) -> dict[str, Run]:
     return {}
 
 
+STRICT = {
+    "blade__passes": 2,
+    "blade__average": "linear",
+    "blade__final": "rescore",
+    "blade.lambda": 0.5,
+    "blade__control": "proxy",
+    "blade__train_on": "kept",
+}
+"""Two passes, a final rescore, and the published choices."""
+
+
 def shared_run(factory: pytest.TempPathFactory, **settings: Any) -> Run:
     """The run of these settings on the rich pool, made once a test session; never change it.
 

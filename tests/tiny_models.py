@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from curate.config.schema import BladeConfig, Config, ModelConfig, TrainConfig
-from curate.read.cache import TokenCache, write_fragments
+from curate.read.cache import TokenCache, draw_blocks, write_fragments
 from curate.read.corpus import open_corpus
 from curate.read.documents import Documents, offsets_from_lengths
 from curate.read.tokenizer import TextTokenizer, train_tokenizer
@@ -143,6 +143,10 @@ class Planted:
     def kinds(documents: Documents) -> np.ndarray:
         """The kind of each pool document."""
         return documents.ids % 2
+
+    def blocks(self, index: int = 0, tokens: int = 800) -> list[Documents]:
+        """The blocks of a pass over the pool."""
+        return list(draw_blocks(self.cache.stream(0, "pass", index), tokens))
 
 
 def make_planted(folder: Path, rows: int = 160) -> Planted:

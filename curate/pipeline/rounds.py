@@ -192,7 +192,8 @@ class Rounds:
         first_token = 0 if whole_pass else part * schedule.round_tokens
         stream = self._cache.stream(self._config.seed, "pass", pass_index)
         tokens = documents = since = 0
-        for block in draw_blocks(stream, schedule.block_tokens):
+        size = schedule.scoring_block_tokens if whole_pass else schedule.block_tokens
+        for block in draw_blocks(stream, size):
             if not last and tokens >= first_token + schedule.round_tokens:
                 return
             documents += len(block)

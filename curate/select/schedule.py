@@ -40,6 +40,8 @@ class Schedule:
         rounds_per_pass: rounds in a pass.
         blocks_per_round: blocks in a round.
         block_tokens: tokens of a block.
+        scoring_block_tokens: tokens scored at once in a last pass that only scores; many, so that
+            batches hold documents of alike length.
         scoring: whether a last pass only scores, and decides the pool as a whole.
         expected_tokens: estimate of the tokens trained on and scored, for progress.
         description: the plan in a few lines, for people.
@@ -49,6 +51,7 @@ class Schedule:
     rounds_per_pass: int = 1
     blocks_per_round: int = 1
     block_tokens: int = 65536
+    scoring_block_tokens: int = 65536
     scoring: bool = False
     expected_tokens: int = 0
     description: tuple[str, ...] = ()
@@ -133,12 +136,15 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
     syncs = schedule.rounds + schedule.scoring if syncs is None else syncs
     trained = schedule.passes * blocks * int(config.train.batch_tokens or 0)
     scored = (schedule.passes + schedule.scoring) * pool_tokens
+    if config.granularity == "token":  # a token's budget is its block's
+        schedule = dataclasses.replace(schedule, scoring_block_tokens=block_tokens)
     passes = "pass" if schedule.passes == 1 else "passes"
     line = (
         f"warm-up {blade.warmup_tokens:,} tokens; {schedule.passes} {passes} x "
         f"{schedule.rounds_per_pass} rounds; T = {blade.sync_every} proxy steps, "
         f"K = {blade.reference_steps} reference steps; lambda {blade.lambda_:g} "
         f"({blade.lambda_schedule}), control {blade.control}, proxy trains on {blade.train_on}"
+        + (f"; {blade.final} decides" if schedule.scoring else "")
     )
     return dataclasses.replace(
         schedule,
@@ -235,8 +241,8 @@ def _resolve_blade(
         _LONGEST_SYNC_INTERVAL, math.ceil(blocks / _ROUNDS_PER_PASS)
     )
     span = _PROXY_AVERAGE if blade.control == "lookahead" else 0.0
-    whole = config.method == "blade" and config.granularity == "document"
-    final = blade.final or ("ensemble" if whole else "none")
+    can_ensemble = config.method == "blade" and config.granularity == "document"
+    final = blade.final or ("ensemble" if can_ensemble else "none")
     return dataclasses.replace(
         blade,
         warmup_tokens=warmup if blade.warmup_tokens is None else blade.warmup_tokens,

@@ -5,7 +5,6 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import (
     make_bench,
-    make_planted,
     one_thread,  # noqa: F401
     same_weights,
     weights_of,
@@ -25,19 +24,10 @@ VARIANTS = [
 ] + [{"control": "lookahead", "lambda_": 0.0, "proxy_average": 0.1}]
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    return make_planted(tmp_path_factory.mktemp("planted"))
-
-
-def blocks_of(planted, index=0, block_tokens=800):
-    return list(draw_blocks(planted.cache.stream(0, "pass", index), block_tokens))
-
-
 def run(method, planted, path, index):
     return run_round(
         method,
-        blocks_of(planted, index),
+        planted.blocks(index),
         path,
         round_index=index,
         method_name="blade",
@@ -91,7 +81,7 @@ def test_lookahead_control_does_not_move_while_the_proxy_learns(planted, lambda_
     method.warm_up()
     at_sync = bench.proxy.frozen_copy()
     method.start_round(0)
-    block, other = blocks_of(planted)[:2]
+    block, other = planted.blocks()[:2]
     before = method.score(block)
     method.learn(other, np.ones(len(other), dtype=bool))
     after = method.score(block)
@@ -107,7 +97,7 @@ def test_proxy_control_is_the_live_proxy(planted, lambda_):
     bench = make_bench(planted, control="proxy", lambda_=lambda_)
     method = BladeMethod(bench.context)
     method.start_round(0)
-    block, other = blocks_of(planted)[:2]
+    block, other = planted.blocks()[:2]
     before = method.score(block)
     np.testing.assert_array_equal(before.proxy_loss, document_losses(bench.proxy, block))
     method.learn(other, np.ones(len(other), dtype=bool))
@@ -124,7 +114,7 @@ def test_scores_do_not_depend_on_the_block(planted):
     method.start_round(0)
     every = concatenate(list(planted.cache.stream(0)))
     expected = dict(zip(every.ids.tolist(), method.score(every).score, strict=True))
-    for block in blocks_of(planted, 3, 100):
+    for block in planted.blocks(3, tokens=100):
         scores = method.score(block).score
         np.testing.assert_allclose(scores, [expected[one] for one in block.ids], atol=1e-5)
 
@@ -145,7 +135,7 @@ def test_a_sync_starts_from_the_proxy_as_it_is_and_leaves_it_alone(planted):
         assert [one.model for one in bench.steps[moments:]] == ["reference"]
         losses.append(bench.steps[-1].loss)
         assert losses[-1] == pytest.approx(start.target_loss_proxy, rel=0.15)
-        for block in blocks_of(planted):
+        for block in planted.blocks():
             method.learn(block, planted.kinds(block) == 1)
     assert abs(losses[1] - losses[0]) > 0.1
 
@@ -171,7 +161,7 @@ def test_pool_batches_of_a_sync_are_the_outgoing_pairs_choice_and_all_at_first(p
     first = next(draw_blocks(planted.cache.stream(0, "sync", 0, 0), 240))
     method.start_round(0)
     assert steps_of(bench, "lookahead")[0].loss == pytest.approx(mean_loss(bench.proxy, first))
-    for block in blocks_of(planted):
+    for block in planted.blocks():
         method.learn(block, np.ones(len(block), dtype=bool))
     second = next(draw_blocks(planted.cache.stream(0, "sync", 1, 0), 800))
     best = np.argsort(-method.score(second).score)
@@ -191,7 +181,7 @@ def test_pool_batches_of_a_sync_are_the_outgoing_pairs_choice_and_all_at_first(p
 def test_lambda_follows_its_schedule_and_scales_the_score(planted):
     bench = make_bench(planted, lambda_=0.5, lambda_end=2.0, lambda_schedule="linear")
     method = BladeMethod(bench.context)
-    block = blocks_of(planted)[0]
+    block = planted.blocks()[0]
     for index, lambda_ in enumerate([0.5, 1.25, 2.0, 2.0]):
         assert method.start_round(index).lambda_ == lambda_
         scores = method.score(block)
@@ -246,7 +236,7 @@ def test_a_checkpoint_holds_the_pair_and_its_lambda(planted, tmp_path):
     settings = {"lambda_": 0.5, "lambda_end": 2.0, "lambda_schedule": "linear"}
     method = BladeMethod(make_bench(planted, **settings).context)
     run(method, planted, tmp_path / "d", 2)
-    block = blocks_of(planted)[0]
+    block = planted.blocks()[0]
     expected = method.score(block)
     method.save(tmp_path / "checkpoint")
     restored = BladeMethod(make_bench(planted, **settings).context)
@@ -293,7 +283,7 @@ def test_training_on_kept_documents_is_one_step_on_them(planted):
     train = bench.context.config.train
     optimizer = Optimizer(twin, "proxy", train, ramp_then_constant(5e-3, 3))
     method.start_round(0)
-    for block in blocks_of(planted)[:3]:
+    for block in planted.blocks()[:3]:
         kept = np.arange(len(block)) % 3 == 1
         method.learn(block, kept)
         optimizer.step([Term(block.take(np.flatnonzero(kept)))])
@@ -306,7 +296,7 @@ def test_nothing_kept_is_no_step(planted, train_on):
     method = BladeMethod(bench.context)
     method.start_round(0)
     before = len(bench.steps)
-    block = blocks_of(planted)[0]
+    block = planted.blocks()[0]
     method.learn(block, np.zeros(len(block), dtype=bool))
     assert len(bench.steps) == before
 
@@ -316,7 +306,7 @@ def test_a_mixture_has_its_share_of_kept_tokens(planted, share):
     bench = make_bench(planted, train_on="mixture", mixture_kept_share=share)
     method = BladeMethod(bench.context)
     method.start_round(0)
-    for block in blocks_of(planted):
+    for block in planted.blocks():
         kept = np.zeros(len(block), dtype=bool)
         kept[:4] = True
         bench.tokens.clear()
@@ -332,7 +322,7 @@ def test_a_mixture_is_the_kept_documents_and_random_others_of_the_block(planted)
     method = BladeMethod(bench.context)
     method.start_round(0)
     places = []
-    for block in blocks_of(planted, block_tokens=300)[:5]:
+    for block in planted.blocks(tokens=300)[:5]:
         losses = document_losses(bench.proxy, block)
         kept = np.zeros(len(block), dtype=bool)
         kept[[1, 2]] = True
@@ -365,7 +355,7 @@ def test_an_ensemble_is_the_mean_of_the_first_and_the_last_pair(planted, tmp_pat
         excess[index] = control - document_losses(method._pair.reference, every)
         if index == 0:
             np.testing.assert_allclose(method.score(every).score, excess[0])
-            for block in blocks_of(planted):
+            for block in planted.blocks():
                 method.learn(block, planted.kinds(block) == 0)
             method.save(tmp_path / "checkpoint")
             method = BladeMethod(make_bench(planted, final="ensemble", lambda_=0.0).context)

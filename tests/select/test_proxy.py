@@ -5,32 +5,22 @@ import pytest
 import torch
 from tiny_models import (
     make_bench,
-    make_planted,
     one_thread,  # noqa: F401
     same_weights,
     weights_of,
 )
 
-from curate.read.cache import draw_blocks
 from curate.score.loss import document_losses, mean_loss
 from curate.select.methods.blade import BladeMethod
+from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    return make_planted(tmp_path_factory.mktemp("planted"))
-
-
-def blocks_of(planted, index=0):
-    return list(draw_blocks(planted.cache.stream(0, "pass", index), 800))
 
 
 @pytest.mark.parametrize("span", [0.1, 1.0])
 def test_it_is_the_recurrence_over_the_live_weights(planted, span):
     proxy = Proxy(make_bench(planted, proxy_average=span).context)
     expected = None
-    for step, block in enumerate(blocks_of(planted)[:6]):
+    for step, block in enumerate(planted.blocks()[:6]):
         proxy.train(block)
         live = [one.double() for one in weights_of(proxy.model)]
         share = 1 / (1 + span * step)
@@ -57,17 +47,19 @@ def test_training_is_the_same_with_and_without_it(planted):
 
 
 def test_a_sync_starts_from_it_and_documents_are_compared_with_it(planted):
-    bench = make_bench(planted, proxy_average=0.3, reference_steps=1)
+    bench = make_bench(planted, proxy_average=0.3)
     method = BladeMethod(bench.context)
     method.warm_up()
     average = method._proxy.scored.frozen_copy()
+    batch = next(Pair(bench.context, method._proxy)._draw_target(0))
     method.start_round(0)
-    block, other = blocks_of(planted)[:2]
+    first = next(one for one in bench.steps if one.model == "reference")
+    assert first.loss == pytest.approx(mean_loss(average, batch), rel=1e-5)
+    assert first.loss != pytest.approx(mean_loss(bench.proxy, batch), rel=1e-3)
+    block, other = planted.blocks()[:2]
     method.learn(other, np.ones(len(other), dtype=bool))
     scores = method.score(block)
     np.testing.assert_array_equal(scores.proxy_loss, document_losses(average, block))
-    first = next(one for one in bench.steps if one.model == "reference")
-    assert first.loss == pytest.approx(mean_loss(average, planted.target), rel=0.15)
 
 
 def test_it_is_restored(planted, tmp_path):
@@ -78,7 +70,8 @@ def test_it_is_restored(planted, tmp_path):
     method.save(tmp_path / "state")
     restored = BladeMethod(make_bench(planted, proxy_average=0.3).context)
     restored.load(tmp_path / "state")
+    block = planted.blocks()[0]
     for one in (method, restored):
-        one.learn(blocks_of(planted)[0], np.ones(len(blocks_of(planted)[0]), dtype=bool))
+        one.learn(block, np.ones(len(block), dtype=bool))
     ours, theirs = (weights_of(one._proxy.scored) for one in (method, restored))
     assert same_weights(ours, theirs)

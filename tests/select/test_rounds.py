@@ -4,27 +4,16 @@ import pytest
 import torch
 from tiny_models import (
     make_bench,
-    make_planted,
     one_thread,  # noqa: F401
     same_weights,
     weights_of,
 )
 
 from curate.errors import NonFiniteLoss
-from curate.read.cache import draw_blocks
 from curate.read.documents import concatenate
 from curate.records import DECISION, ROUND
 from curate.select.methods import METHODS
 from curate.select.rounds import run_round
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    return make_planted(tmp_path_factory.mktemp("planted"))
-
-
-def blocks_of(planted, block_tokens=800, index=0):
-    return list(draw_blocks(planted.cache.stream(0, "pass", index), block_tokens))
 
 
 def run(method, blocks, path, index=0, keep=0.3, seed=0, learn=True):
@@ -56,7 +45,7 @@ def test_a_rounds_figures_are_those_of_its_decisions(planted, tmp_path, name, ke
     bench = make_bench(planted, keep=keep)
     method = METHODS[name](bench.context)
     method.warm_up()
-    blocks, path = blocks_of(planted), tmp_path / "decisions.parquet"
+    blocks, path = planted.blocks(), tmp_path / "decisions.parquet"
     done = run(method, blocks, path, index=2, keep=keep)
     table = pq.read_table(path)
     assert table.schema.equals(DECISION)
@@ -92,7 +81,7 @@ def test_a_rounds_figures_are_those_of_its_decisions(planted, tmp_path, name, ke
 
 def test_every_blocks_threshold_is_its_lowest_kept_score(planted, tmp_path):
     bench = make_bench(planted)
-    blocks, path = blocks_of(planted, 300), tmp_path / "decisions"
+    blocks, path = planted.blocks(tokens=300), tmp_path / "decisions"
     done = run(METHODS["random"](bench.context), blocks, path)
     weighted = []
     for block, rows in zip(blocks, decisions_by_block(path, blocks), strict=True):
@@ -112,7 +101,7 @@ def test_blocks_of_one_document_keep_their_share_all_the_same(planted, tmp_path)
     """What whole documents leave over or under is carried from block to block."""
     bench = make_bench(planted)
     for keep in (0.02, 0.3, 0.77):
-        blocks, path = blocks_of(planted, 1), tmp_path / "decisions"
+        blocks, path = planted.blocks(tokens=1), tmp_path / "decisions"
         done = run(METHODS["random"](bench.context), blocks, path, keep=keep)
         every = concatenate(blocks)
         assert done.record["documents_scored"] == len(every) == len(blocks)
@@ -127,7 +116,7 @@ def test_random_scores_are_of_the_document_and_the_seed(planted, tmp_path):
     found = {}
     for seed, block_tokens in ((0, 300), (0, 900), (1, 300)):
         bench = make_bench(planted, seed=seed)
-        blocks = blocks_of(planted, block_tokens, index=block_tokens)
+        blocks = planted.blocks(block_tokens, tokens=block_tokens)
         run(METHODS["random"](bench.context), blocks, tmp_path / "d", seed=seed)
         rows = pq.read_table(tmp_path / "d").to_pylist()
         found[seed, block_tokens] = {row["document_id"]: row["score"] for row in rows}
@@ -141,12 +130,12 @@ def test_a_round_that_does_not_learn_leaves_the_proxy_alone(planted, tmp_path):
     bench = make_bench(planted, warmup_tokens=0)
     method = METHODS["blade"](bench.context)
     before = weights_of(bench.proxy)
-    run(method, blocks_of(planted), tmp_path / "d", learn=False)
+    run(method, planted.blocks(), tmp_path / "d", learn=False)
     assert same_weights(weights_of(bench.proxy), before)
     assert not [one for one in bench.steps if one.model == "proxy"]
-    run(method, blocks_of(planted), tmp_path / "d", index=1)
+    run(method, planted.blocks(), tmp_path / "d", index=1)
     assert not same_weights(weights_of(bench.proxy), before)
-    assert len([one for one in bench.steps if one.model == "proxy"]) == len(blocks_of(planted))
+    assert len([one for one in bench.steps if one.model == "proxy"]) == len(planted.blocks())
 
 
 def test_a_round_without_blocks_is_a_round(planted, tmp_path):
@@ -159,7 +148,7 @@ def test_a_round_without_blocks_is_a_round(planted, tmp_path):
 def test_a_broken_score_stops_the_round_and_leaves_no_file(planted, tmp_path):
     bench = make_bench(planted, warmup_tokens=0)
     method = METHODS["blade"](bench.context)
-    blocks = blocks_of(planted)
+    blocks = planted.blocks()
 
     def poisoned():
         yield blocks[0]
@@ -173,7 +162,7 @@ def test_a_broken_score_stops_the_round_and_leaves_no_file(planted, tmp_path):
 
 
 def test_figures_decided_anew_replace_those_of_the_record(planted, tmp_path):
-    done = run(METHODS["random"](make_bench(planted).context), blocks_of(planted), tmp_path / "d")
+    done = run(METHODS["random"](make_bench(planted).context), planted.blocks(), tmp_path / "d")
     anew = done.decided_anew({"threshold": 0.5, "documents_kept": 1, "tokens_kept": 2})
     expected = {**done.record, "threshold": 0.5, "documents_kept": 1, "tokens_kept": 2}
     assert anew.record == expected

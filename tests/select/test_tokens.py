@@ -11,7 +11,6 @@ from tiny_models import (
     make_bench,
     make_documents,
     make_model,
-    make_planted,
     one_thread,  # noqa: F401
     plain_token_losses,
     same_weights,
@@ -19,7 +18,6 @@ from tiny_models import (
     weights_of,
 )
 
-from curate.read.cache import draw_blocks
 from curate.read.documents import concatenate
 from curate.read.windows import make_batches, rolling_windows
 from curate.records import DECISION, DOCUMENT, MASK, SELECTION
@@ -35,17 +33,8 @@ LENGTHS = [3, 0, 8, 9, 1, 30, 17]
 """Empty, one window exactly, one more than a window, many windows."""
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    return make_planted(tmp_path_factory.mktemp("planted"))
-
-
 def token_bench(planted, **settings):
     return make_bench(planted, granularity="token", **settings)
-
-
-def blocks_of(planted, block_tokens=240):
-    return list(draw_blocks(planted.cache.stream(0, "pass", 0), block_tokens))
 
 
 def random_mask(documents, seed=0, share=0.4):
@@ -147,7 +136,7 @@ def test_token_scores_are_the_penalized_excess_loss_of_each_token(planted, lambd
     method = METHODS["blade"](bench.context)
     method.warm_up()
     method.start_round(0)
-    block = blocks_of(planted)[0]
+    block = planted.blocks(tokens=240)[0]
     scores = method.score(block)
     with torch.no_grad():
         proxy = token_losses(bench.proxy, block).double().numpy()
@@ -170,7 +159,7 @@ def test_the_forward_pass_that_scores_is_the_one_that_is_trained_on(planted):
     bench.proxy.network.register_forward_hook(lambda *_: calls.append(1))
     decoder = bench.proxy.network.get_decoder()
     decoder.register_forward_hook(lambda *_: calls.append(1))
-    for block in blocks_of(planted)[:3]:
+    for block in planted.blocks(tokens=240)[:3]:
         mask = random_mask(block, seed=len(calls))
         method.score(block)
         scored = len(calls)
@@ -190,7 +179,7 @@ def test_under_the_lookahead_control_the_proxy_trains_on_the_mask(planted):
     train = bench.context.config.train
     optimizer = Optimizer(twin, "proxy", train, ramp_then_constant(5e-3, 3))
     method.start_round(0)
-    block = blocks_of(planted)[0]
+    block = planted.blocks(tokens=240)[0]
     mask = random_mask(block)
     method.score(block)
     method.learn(block, mask)
@@ -202,7 +191,7 @@ def test_nothing_kept_is_no_step(planted):
     bench = token_bench(planted, control="proxy", train_on="kept")
     method = METHODS["blade"](bench.context)
     method.start_round(0)
-    block, steps = blocks_of(planted)[0], len(bench.steps)
+    block, steps = planted.blocks(tokens=240)[0], len(bench.steps)
     method.score(block)
     method.learn(block, np.zeros(block.num_tokens, dtype=bool))
     assert len(bench.steps) == steps
@@ -213,7 +202,7 @@ def test_a_token_mixture_adds_random_unselected_tokens(planted, share):
     bench = token_bench(planted, train_on="mixture", mixture_kept_share=share)
     method = METHODS["blade"](bench.context)
     method.start_round(0)
-    block = blocks_of(planted)[0]
+    block = planted.blocks(tokens=240)[0]
     mask = random_mask(block, share=0.2)
     filler = method._filler(block, mask)
     assert not (filler & mask).any()
@@ -226,7 +215,7 @@ def test_tokens_like_the_target_are_kept(planted, tmp_path, name):
     bench = token_bench(planted, **settings)
     method = METHODS[name](bench.context)
     method.warm_up()
-    result = run(method, blocks_of(planted), tmp_path, learn=name != "color")
+    result = run(method, planted.blocks(tokens=240), tmp_path, learn=name != "color")
     rows = pq.read_table(tmp_path / "decisions").to_pylist()
     like = sum(row["tokens_kept"] for row in rows if row["document_id"] % 2 == 0)
     kept = sum(row["tokens_kept"] for row in rows)
@@ -239,7 +228,7 @@ def test_masks_on_disk_are_the_top_tokens_of_each_block(planted, tmp_path):
     bench = token_bench(planted, control="lookahead")
     method = METHODS["color"](bench.context)
     method.warm_up()
-    run(method, blocks_of(planted), tmp_path, learn=False)
+    run(method, planted.blocks(tokens=240), tmp_path, learn=False)
     masks = pq.read_table(tmp_path / "masks")
     assert masks.schema.equals(MASK)
     by_id = {row["document_id"]: row for row in masks.to_pylist()}
@@ -247,7 +236,7 @@ def test_masks_on_disk_are_the_top_tokens_of_each_block(planted, tmp_path):
         row["document_id"]: row for row in pq.read_table(tmp_path / "decisions").to_pylist()
     }
     owed = 0.0
-    for block in blocks_of(planted):
+    for block in planted.blocks(tokens=240):
         scores = method.score(block).token_score
         kept = [
             by_id[one]["loss_mask"] if one in by_id else [False] * int(length)
@@ -269,9 +258,9 @@ def test_masks_on_disk_are_the_top_tokens_of_each_block(planted, tmp_path):
 def test_random_masks_are_a_function_of_seed_document_and_position(planted, tmp_path):
     bench = token_bench(planted)
     method = METHODS["random"](bench.context)
-    every = concatenate(blocks_of(planted))
+    every = concatenate(planted.blocks(tokens=240))
     expected = dict(zip(every.ids.tolist(), _split(method.score(every), every), strict=True))
-    for block in blocks_of(planted, 90):
+    for block in planted.blocks(tokens=90):
         for one, scores in zip(block.ids.tolist(), _split(method.score(block), block), strict=True):
             np.testing.assert_array_equal(scores, expected[one])
     noise = token_noise(5, every)
@@ -286,13 +275,13 @@ def test_a_restored_token_method_goes_on_bit_for_bit(planted, tmp_path):
     settings = {"control": "proxy", "lambda_": 1.0, "train_on": "kept"}
     method = METHODS["blade"](token_bench(planted, **settings).context)
     method.warm_up()
-    run(method, blocks_of(planted), tmp_path)
+    run(method, planted.blocks(tokens=240), tmp_path)
     method.save(tmp_path / "checkpoint")
     other = METHODS["blade"](token_bench(planted, **settings).context)
     other.load(tmp_path / "checkpoint")
     for one, name in ((method, "on"), (other, "again")):
         (tmp_path / name).mkdir()
-        run(one, blocks_of(planted), tmp_path / name)
+        run(one, planted.blocks(tokens=240), tmp_path / name)
     for file in ("decisions", "masks"):
         ours, theirs = (pq.read_table(tmp_path / name / file) for name in ("on", "again"))
         assert ours.equals(theirs)

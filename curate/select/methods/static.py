@@ -20,7 +20,8 @@ class ColorMethod(BladeMethod):
     """One static sync with lambda 0; scores once."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(_with_blade(context, lambda_=0.0, control="lookahead", final="none"))
+        config = _with_blade(context.config, lambda_=0.0, control="lookahead", final="none")
+        super().__init__(dataclasses.replace(context, config=config))
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -39,17 +40,12 @@ class Rho1Method(BladeMethod):
     """A reference made once, before the first round, and the live proxy as its control."""
 
     def __init__(self, context: Context) -> None:
-        settings = {"lambda_": 0.0, "control": "proxy", "train_on": "kept", "proxy_average": 0.0}
-        super().__init__(_with_blade(context, **settings))
+        super().__init__(dataclasses.replace(context, config=_as_rho1(context.config)))
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
         """Rounds over the pool, with a sync only before the first."""
-        blade = dataclasses.replace(
-            config.blade, lambda_=0.0, lambda_schedule="constant", control="proxy", train_on="kept"
-        )
-        plain = dataclasses.replace(config, blade=blade)
-        return plan_rounds(plain, pool_tokens=pool_tokens, syncs=1)
+        return plan_rounds(_as_rho1(config), pool_tokens=pool_tokens, syncs=1)
 
     def start_round(self, round_index: int) -> RoundStart:
         """Make the reference before the first round; afterwards it stays."""
@@ -58,8 +54,12 @@ class Rho1Method(BladeMethod):
         return self._begin(round_index, 0.0, 0)
 
 
-def _with_blade(context: Context, **settings: object) -> Context:
-    """The same context under other settings of section `blade`."""
+def _as_rho1(config: Config) -> Config:
+    return _with_blade(config, lambda_=0.0, control="proxy", train_on="kept", proxy_average=0.0)
+
+
+def _with_blade(config: Config, **settings: object) -> Config:
+    """The same config under other settings of section `blade`, lambda constant."""
     fixed = {"lambda_schedule": "constant", "lambda_end": None, **settings}
-    blade = dataclasses.replace(context.config.blade, **fixed)  # type: ignore[arg-type]
-    return dataclasses.replace(context, config=dataclasses.replace(context.config, blade=blade))
+    blade = dataclasses.replace(config.blade, **fixed)  # type: ignore[arg-type]
+    return dataclasses.replace(config, blade=blade)
