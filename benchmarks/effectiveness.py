@@ -278,6 +278,8 @@ def main() -> None:
     parser.add_argument("--stage", required=True, choices=["screen", "confirm", "full"])
     parser.add_argument("--model", default=None, help="a preset; the stage's own by default")
     parser.add_argument("--variants", nargs="*", help="only these")
+    parser.add_argument("--keeps", nargs="*", type=float, help="only these keep ratios")
+    parser.add_argument("--seeds", nargs="*", type=int, help="only these seeds")
     parser.add_argument("--part", default="0/1", help="I/N: every N-th missing cell, from I")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after")
     parser.add_argument("--device", default="cpu")
@@ -299,7 +301,10 @@ def main() -> None:
     results = RESULTS / f"effectiveness-{plan.stage}.jsonl"
     results.parent.mkdir(exist_ok=True)
     deadline = time.monotonic() + 60 * options.minutes
-    for number, cell in enumerate(cells_of(plan, options.variants)):
+    wanted = dataclasses.replace(
+        plan, keeps=options.keeps or plan.keeps, seeds=options.seeds or plan.seeds
+    )
+    for number, cell in enumerate(cells_of(wanted, options.variants)):
         if number % parts != part or cell.name in done(results):
             continue
         if time.monotonic() > deadline:
