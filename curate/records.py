@@ -49,6 +49,7 @@ DECISION = pa.schema(
         pa.field("round", pa.int32()),
         pa.field("tokens", pa.int64()),
         pa.field("bytes", pa.int64()),
+        pa.field("tokens_read", pa.int64()),
         pa.field("proxy_loss", pa.float32()),
         pa.field("reference_loss", pa.float32()),
         pa.field("excess_loss", pa.float32()),
@@ -60,7 +61,7 @@ DECISION = pa.schema(
 )
 """One row per document per round that visited it; losses are null for methods without models.
 
-`tokens_kept` is all of a kept document's tokens, or at token granularity those that are labels.
+`tokens_read` is how many of its tokens the losses are means of. `tokens_kept` is all of a kept document's tokens, or at token granularity those that are labels.
 """
 
 MASK = pa.schema(

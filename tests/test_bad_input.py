@@ -239,6 +239,14 @@ def test_a_method_that_cannot_decide_by_token(place: Path) -> None:
     )
 
 
+def test_tokens_are_not_sampled(place: Path) -> None:
+    sampled = ("--set", "score_tokens=64")
+    assert refused(place, "--granularity", "token", *sampled) == says(
+        "score_tokens is 64, but granularity is token, where every token is decided.",
+        "Leave score_tokens out, or decide by document.",
+    )
+
+
 def test_unknown_granularity(place: Path) -> None:
     assert refused(place, "--granularity", "word") == says(
         "granularity must be one of document, token, but is word.",

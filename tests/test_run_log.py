@@ -53,6 +53,26 @@ def test_each_round_keeps_its_share(finished: Run) -> None:
         assert abs(kept - 0.2 * scored) < largest
 
 
+@pytest.mark.parametrize("method", ["blade", "color", "perplexity"])
+def test_models_read_a_sample_of_a_long_document_and_the_log_says_so(
+    method: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = shared_run(tmp_path_factory, method=method, score_tokens=8)
+    whole = shared_run(tmp_path_factory, **({} if method == "blade" else {"method": method}))
+    read = run.sql("SELECT document_id, tokens, tokens_read, proxy_loss FROM decision WHERE "
+                   "round = 0 ORDER BY document_id")  # fmt: skip
+    assert all(count == min(tokens, 8) for _, tokens, count, _ in read)
+    before = dict(whole.sql("SELECT document_id, proxy_loss FROM decision WHERE round = 0"))
+    changed = {tokens > 8: [] for _, tokens, *_ in read}
+    for document, tokens, _, loss in read:
+        changed[tokens > 8].append(abs(loss - before[document]) > 1e-4)
+    assert all(changed[True])
+    assert not any(changed.get(False, []))
+    longest = "SELECT document_id FROM document ORDER BY tokens DESC LIMIT 1"
+    words = run.sql(f"SELECT explanation FROM why(({longest})) ORDER BY round")[0][0]
+    assert ": read 8 of its tokens; " in words
+
+
 def test_no_document_is_visited_twice_in_a_round(finished: Run) -> None:
     assert finished.sql("SELECT count(*) FROM decision") == finished.sql(
         "SELECT count(*) FROM (SELECT DISTINCT document_id, round FROM decision)"

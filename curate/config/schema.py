@@ -319,6 +319,12 @@ class Config(Section):
     granularity: str = option(
         "document", "the unit that is kept or dropped", choices=("document", "token")
     )
+    score_tokens: int | None = option(
+        None,
+        "tokens of a document that models score, at most; a longer one is read in four evenly "
+        "spaced pieces. By default 256 by document, all by token",
+        minimum=4,
+    )
     seed: int = option(0, "every random choice follows from it", minimum=0, maximum=2**63 - 1)
     text_column: str = option("text", "the pool's column that holds the text")
     target_text_column: str | None = option(
@@ -342,6 +348,12 @@ class Config(Section):
             raise InvalidInput(
                 "blade.final is ensemble, but granularity is token.",
                 "Set blade.final to none or rescore, or decide by document.",
+            )
+        if self.granularity == "token" and self.score_tokens is not None:
+            raise InvalidInput(
+                f"score_tokens is {self.score_tokens}, but granularity is token, where every token "
+                "is decided.",
+                "Leave score_tokens out, or decide by document.",
             )
         visits = (self.blade.passes or 1) + (self.blade.final == "rescore")
         if self.granularity == "token" and visits > 1 and self.blade.average != "last":

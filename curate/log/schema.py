@@ -37,7 +37,7 @@ _DOCUMENT_ID = Column(
 )
 _SHARD_ID = Column("shard_id", "INTEGER", "Pool shard of the document: document_id >> 40.")
 _ROW = Column("row", "BIGINT", "Row within the shard, from 0: document_id & (2^40 - 1).")
-_TOKENS = Column("tokens", "BIGINT", "Tokens of the document that were scored.")
+_TOKENS = Column("tokens", "BIGINT", "Tokens of the document.")
 _BYTES = Column("bytes", "BIGINT", "UTF-8 bytes of the document's text.")
 
 RUN = Table(
@@ -119,6 +119,7 @@ DECISION = Table(
         Column("round", "INTEGER", "Round that took the decision."),
         _TOKENS,
         _BYTES,
+        Column("tokens_read", "BIGINT", "Tokens of the document that its losses are means of."),
         Column("proxy_loss", "FLOAT", "Proxy's loss, nats per token; NULL if no model scored."),
         Column("reference_loss", "FLOAT", "Reference's loss, nats per token; NULL without one."),
         Column("excess_loss", "FLOAT", "proxy_loss - reference_loss, nats per token."),

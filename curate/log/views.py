@@ -164,7 +164,9 @@ def _round_explanation() -> str:
     )
     score = f"'score ' || {_figure('r.score')}"
     return f"""
-    'Round ' || r.round || ': ' || coalesce({excess}, {proxy}, '')
+    'Round ' || r.round || ': ' || CASE WHEN r.tokens_read < r.tokens
+            THEN 'read ' || r.tokens_read || ' of its tokens; ' ELSE '' END
+        || coalesce({excess}, {proxy}, '')
         || coalesce({cut_off}, {score}, 'no score')
         || CASE WHEN r.kept THEN ': kept in this round.' ELSE ': not kept in this round.' END
     """

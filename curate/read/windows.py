@@ -17,6 +17,9 @@ from curate.read.documents import Documents
 
 Int64 = npt.NDArray[np.int64]
 
+SAMPLE_PIECES = 4
+"""Pieces in which a long document is sampled, so that its end counts as its beginning does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Windows:
@@ -74,6 +77,40 @@ def rolling_windows(lengths: npt.NDArray[np.integer], window: int, overlap: int)
     scored = np.where(start == 0, 0, start + overlap)
     stop = np.minimum(start + window, np.asarray(lengths, dtype=np.int64)[document])
     return Windows(document, start, scored, stop, window)
+
+
+def sampled_windows(
+    lengths: npt.NDArray[np.integer], window: int, overlap: int, most: int
+) -> Windows:
+    """Windows that read at most `most` tokens of a document.
+
+    A longer document is read in `SAMPLE_PIECES` evenly spaced pieces, the first at its beginning
+    and the last at its end; each begins without context but for the token before it. A document of
+    no more than `most` tokens is read whole, as by `rolling_windows`.
+
+    Args:
+        lengths: tokens of each document, [N].
+        window: inputs a model reads at once.
+        overlap: inputs of context that each later window of a whole document re-reads.
+        most: tokens predicted of a document; a multiple of the pieces, or a little less is read.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    whole = np.flatnonzero(lengths <= most)
+    rolled = rolling_windows(lengths[whole], window, overlap)
+    cut = np.flatnonzero(lengths > most)
+    size = min(window, max(1, most // SAMPLE_PIECES))
+    pieces = max(1, most // size)
+    rank = np.tile(np.arange(pieces), len(cut))
+    document = np.repeat(cut, pieces)
+    start = rank * (lengths[document] - size) // max(1, pieces - 1)
+    windows = Windows(
+        np.concatenate([whole[rolled.document], document]),
+        np.concatenate([rolled.start, start]),
+        np.concatenate([rolled.scored, start]),
+        np.concatenate([rolled.stop, start + size]),
+        window,
+    )
+    return windows.take(np.argsort(windows.document, kind="stable"))
 
 
 @dataclass(frozen=True, slots=True)

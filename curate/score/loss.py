@@ -7,27 +7,38 @@ import numpy.typing as npt
 import torch
 
 from curate.read.documents import Documents
-from curate.read.windows import Batch, Windows, make_batches, rolling_windows
+from curate.read.windows import Batch, Windows, make_batches, rolling_windows, sampled_windows
 from curate.train.model import LanguageModel
 
 Float64 = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
-def document_losses(model: LanguageModel, documents: Documents) -> Float64:
+def document_losses(model: LanguageModel, documents: Documents, most: int | None = None) -> Float64:
     """Mean next-token loss of each document, float64 [N], nats per token.
 
     Every token is predicted exactly once, the first from the separator; documents longer than the
     model's window roll through it (`read.windows`). Documents without tokens get NaN.
+
+    Args:
+        model: the network and its window.
+        documents: N documents.
+        most: tokens predicted of a document; longer ones are sampled. None for all.
     """
-    windows = rolling_windows(documents.lengths, model.window, model.overlap)
+    windows = _windows(model, documents, most)
     summed = np.zeros(len(documents))
     for batch in _batches(model, documents, windows):
         losses, rows = model.token_losses(batch)
         per_row = torch.zeros(len(batch.windows), dtype=torch.float64, device=losses.device)
         per_row.index_add_(0, rows, losses.double())
         np.add.at(summed, windows.document[batch.windows], per_row.cpu().numpy())
-    return _per_token(summed, documents)
+    counts = np.bincount(windows.document, windows.stop - windows.scored, minlength=len(documents))
+    return _per_token(summed, counts)
+
+
+def tokens_read(lengths: npt.NDArray[np.int64], most: int | None) -> npt.NDArray[np.int64]:
+    """Tokens of each document that `document_losses` predicts, at most, int64 [N]."""
+    return lengths if most is None else np.minimum(lengths, most)
 
 
 def token_losses(model: LanguageModel, documents: Documents) -> torch.Tensor:
@@ -48,7 +59,7 @@ def token_losses(model: LanguageModel, documents: Documents) -> torch.Tensor:
 def mean_by_document(token_values: Float64, documents: Documents) -> Float64:
     """Mean of a value per token over each document, float64 [N]; NaN without tokens."""
     ends = np.concatenate([[0.0], np.cumsum(token_values, dtype=np.float64)])
-    return _per_token(np.diff(ends[documents.offsets]), documents)
+    return _per_token(np.diff(ends[documents.offsets]), documents.lengths)
 
 
 def mean_loss(model: LanguageModel, documents: Documents) -> float:
@@ -75,6 +86,12 @@ def _token_places(batch: Batch, windows: Windows, documents: Documents) -> npt.N
     return np.repeat(starts, counts) + np.arange(counts.sum())
 
 
-def _per_token(summed: Float64, documents: Documents) -> Float64:
+def _windows(model: LanguageModel, documents: Documents, most: int | None) -> Windows:
+    if most is None:
+        return rolling_windows(documents.lengths, model.window, model.overlap)
+    return sampled_windows(documents.lengths, model.window, model.overlap, most)
+
+
+def _per_token(summed: Float64, counts: npt.NDArray[np.number]) -> Float64:
     with np.errstate(invalid="ignore"):
-        return summed / np.where(documents.lengths > 0, documents.lengths, np.nan)
+        return summed / np.where(counts > 0, counts, np.nan)

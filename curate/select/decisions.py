@@ -74,6 +74,7 @@ class DecisionWriter:
             pa.array(np.full(rows, self._round, np.int32)),
             pa.array(block.lengths),
             pa.array(block.bytes),
+            pa.array(block.lengths if scores.tokens_read is None else scores.tokens_read),
             _nullable(scores.proxy_loss),
             _nullable(scores.reference_loss),
             _nullable(scores.excess_loss),

@@ -25,6 +25,8 @@ _REFERENCE_SHARE = 0.3
 _PROXY_AVERAGE = 0.1
 _FEWEST_REFERENCE_STEPS = 120
 """Fewer gave worse selections, and so did many more (benchmarks/LOG.md)."""
+_SCORE_TOKENS = 256
+"""As good as all of a document, at a fraction of the time (benchmarks/LOG.md)."""
 _STATIC = ("color", "rho1")
 """Methods whose reference is trained once: for one epoch of the target, as CoLoR-Filter's is."""
 
@@ -97,6 +99,8 @@ def resolve_config(
         learning_rate=config.train.learning_rate or shape.learning_rate,
     )
     config = dataclasses.replace(config, model=model, train=train)
+    if config.score_tokens is None and config.granularity == "document":
+        config = dataclasses.replace(config, score_tokens=_SCORE_TOKENS)
     blade = _resolve_blade(config, shape, pool_tokens, num_parameters)
     if train.ramp_steps is None:
         warmup = int(blade.warmup_tokens or 0) // int(train.batch_tokens or 1)

@@ -102,6 +102,7 @@ def configs(draw: st.DrawFn) -> Config:
     if tree["granularity"] == "token":
         blade["average"] = "last"
         blade["final"] = "none"
+        tree["score_tokens"] = None
     return config_from_tree(tree)
 
 

@@ -54,8 +54,8 @@ def test_decision_and_document_are_their_records_and_what_is_derived():
     assert document == [*records.DOCUMENT.names, "weight", "kept", "tokens_kept", "reason"]
 
 
-DECISION_COLUMNS = """document_id shard_id row round tokens bytes proxy_loss reference_loss
-    excess_loss score threshold kept tokens_kept reason"""
+DECISION_COLUMNS = """document_id shard_id row round tokens bytes tokens_read
+    proxy_loss reference_loss excess_loss score threshold kept tokens_kept reason"""
 DOCUMENT_COLUMNS = "document_id shard_id row tokens bytes weight kept tokens_kept reason source"
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import PREFIX, make_documents, tokens_of
 
-from curate.read.windows import make_batches, rolling_windows
+from curate.read.windows import SAMPLE_PIECES, make_batches, rolling_windows, sampled_windows
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=12)
 SIZES = st.integers(2, 17).flatmap(
@@ -56,6 +56,44 @@ def test_windows_partition_every_document(lengths, sizes):
         assert (mine.scored[1:] - mine.start[1:] == overlap).all()
         assert (mine.scored < mine.stop).all()
         assert (mine.lengths[:-1] == window).all()
+
+
+def test_a_long_document_is_sampled_from_its_beginning_to_its_end():
+    windows = sampled_windows(np.array([5, 100, 8]), window=16, overlap=3, most=8)
+    found = zip(windows.document, windows.start, windows.scored, windows.stop, strict=True)
+    assert [tuple(map(int, one)) for one in found] == [
+        (0, 0, 0, 5),
+        (1, 0, 0, 2),
+        (1, 32, 32, 34),
+        (1, 65, 65, 67),
+        (1, 98, 98, 100),
+        (2, 0, 0, 8),
+    ]
+
+
+@given(LENGTHS, SIZES, st.integers(1, 70))
+def test_a_sample_reads_short_documents_whole_and_no_token_twice(lengths, sizes, most):
+    window, overlap = sizes
+    lengths = np.array(lengths, dtype=np.int64)
+    sampled = sampled_windows(lengths, window, overlap, most)
+    whole = rolling_windows(lengths, window, overlap)
+    assert sampled.document.tolist() == sorted(sampled.document.tolist())
+    assert (sampled.lengths <= window).all()
+    for document, length in enumerate(lengths):
+        mine = sampled.take(np.flatnonzero(sampled.document == document))
+        if length <= most:
+            same = whole.take(np.flatnonzero(whole.document == document))
+            assert mine.start.tolist() == same.start.tolist()
+            assert mine.scored.tolist() == same.scored.tolist()
+            assert mine.stop.tolist() == same.stop.tolist()
+            continue
+        read = np.concatenate(
+            [np.arange(a, b) for a, b in zip(mine.scored, mine.stop, strict=True)]
+        )
+        assert len(set(read.tolist())) == len(read)
+        assert most - max(SAMPLE_PIECES, min(most, window)) < len(read) <= most
+        assert read.min() == 0
+        assert len(mine) == 1 or read.max() == length - 1
 
 
 @given(LENGTHS, SIZES, st.integers(1, 400), st.sampled_from([1, 4, 32]))

@@ -14,7 +14,7 @@ from tiny_models import (
 )
 
 from curate.read.documents import concatenate
-from curate.score.loss import document_losses, mean_loss
+from curate.score.loss import document_losses, mean_loss, tokens_read
 from curate.train import model as model_module
 from curate.train.model import load_network
 
@@ -92,6 +92,24 @@ def test_losses_are_those_of_a_plain_loop(folder, window, overlap):
         losses = document_losses(model, documents)
         assert losses.dtype == np.float64
         np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def test_a_sampled_loss_is_the_mean_over_the_pieces_that_were_read(folder):
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    documents = make_documents([60, 8, 9])
+    expected = plain_means(network, documents)
+    for place, starts in ((0, (0, 19, 38, 58)), (2, (0, 2, 4, 7))):
+        tokens, losses = tokens_of(documents)[place], []
+        for start in starts:
+            read = [PREFIX, *tokens][start : start + 2]
+            with torch.no_grad():
+                logits = network(input_ids=torch.tensor([read])).logits[0].float()
+            losses += (-logits.log_softmax(-1)[[0, 1], tokens[start : start + 2]]).tolist()
+        expected[place] = np.mean(losses)
+    found = document_losses(wrap(load_network(str(folder))), documents, 8)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert tokens_read(documents.lengths, 8).tolist() == [8, 8, 8]
+    assert tokens_read(documents.lengths, None).tolist() == [60, 8, 9]
 
 
 def test_soft_capped_logits_do_not_take_the_short_way(folder):

@@ -54,7 +54,20 @@ class Case:
 
     def decision_table(self):
         rows = [
-            (self.ids[row], index, tokens, 9, 2.0, 1.0, excess, score, 0.0, kept, tokens * kept)
+            (
+                self.ids[row],
+                index,
+                tokens,
+                9,
+                tokens,
+                2.0,
+                1.0,
+                excess,
+                score,
+                0.0,
+                kept,
+                tokens * kept,
+            )
             for row, _, index, score, excess, kept in self.visits
             for tokens in [self.tokens[row]]
         ]

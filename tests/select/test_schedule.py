@@ -147,6 +147,12 @@ def test_an_ensemble_decides_alone_by_default(sections, expected):
     assert (config.blade.final, config.blade.average) == expected
 
 
+def test_documents_are_sampled_and_tokens_are_not():
+    assert resolve(10**6).score_tokens == 256
+    assert resolve(10**6, score_tokens=10**9).score_tokens == 10**9
+    assert resolve(10**6, granularity="token").score_tokens is None
+
+
 def test_what_the_user_set_is_kept():
     blade = BladeConfig(
         warmup_tokens=0,

@@ -295,7 +295,20 @@ def test_the_last_visit_decides_and_the_weight_is_the_kept_share(tmp_path):
     documents = [(one, 0, one, count, 9) for one, count in tokens.items()]
     visits = [(1, 0, 2), (3, 0, 2), (4, 0, 0), (1, 1, 1), (3, 1, 0), (4, 1, 3)]
     decisions = [
-        (one, visit, tokens[one], 9, 2.0, 1.0, 0.5 + visit, 1.0 + visit, 0.0, kept > 0, kept)
+        (
+            one,
+            visit,
+            tokens[one],
+            9,
+            tokens[one],
+            2.0,
+            1.0,
+            0.5 + visit,
+            1.0 + visit,
+            0.0,
+            kept > 0,
+            kept,
+        )
         for one, visit, kept in visits
     ]
     masks = [

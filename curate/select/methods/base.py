@@ -42,6 +42,8 @@ class Scores:
         score: what documents are ranked by, float64 [N]; higher means keep.
         token_score: at token granularity, what tokens are ranked by, float64 [tokens of the
             block]; `score` is then its mean over each document.
+        tokens_read: tokens of each document that the losses are means of, int64 [N]; None where
+            all were read.
     """
 
     proxy_loss: Float64
@@ -49,12 +51,20 @@ class Scores:
     excess_loss: Float64
     score: Float64
     token_score: Float64 | None = None
+    tokens_read: npt.NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, score: Float64, *, proxy_loss: Float64 | None = None) -> Scores:
+    def of(
+        cls,
+        score: Float64,
+        *,
+        proxy_loss: Float64 | None = None,
+        tokens_read: npt.NDArray[np.int64] | None = None,
+    ) -> Scores:
         """Scores of a method that has no reference, and maybe no proxy either."""
         unknown = np.full(len(score), np.nan)
-        return cls(unknown if proxy_loss is None else proxy_loss, unknown, unknown, score)
+        proxy_loss = unknown if proxy_loss is None else proxy_loss
+        return cls(proxy_loss, unknown, unknown, score, tokens_read=tokens_read)
 
     def with_tokens(self, token_score: Float64, block: Documents) -> Scores:
         """The same losses under scores of the block's tokens."""

@@ -22,7 +22,13 @@ from curate.config.schema import Config
 from curate.noise import make_key, random_uint64
 from curate.read.documents import Documents
 from curate.score.excess import excess_loss, penalized_score
-from curate.score.loss import document_losses, mean_by_document, mean_loss, token_losses
+from curate.score.loss import (
+    document_losses,
+    mean_by_document,
+    mean_loss,
+    token_losses,
+    tokens_read,
+)
 from curate.select.budget import keep_top, token_noise
 from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores
 from curate.select.methods.ensemble import ScoringPair, ensemble_scores, measure_spread
@@ -44,6 +50,7 @@ class BladeMethod:
         self._context, self._config = context, context.config
         self._blade = context.config.blade
         self._by_token = context.config.granularity == TOKEN
+        self._most = context.config.score_tokens
         self._proxy = Proxy(context)
         self._pair = Pair(context, self._proxy)
         self._lambda = self._blade.lambda_
@@ -77,11 +84,13 @@ class BladeMethod:
             learning = self._round < self._context.schedule.rounds
             return self._score_tokens(block, learning=learning)
         if self._ensemble:
-            return ensemble_scores(self._ensemble, block)
-        control = document_losses(self._pair.control or self._proxy.scored, block)
-        reference = document_losses(self._reference, block)
+            return ensemble_scores(self._ensemble, block, self._most)
+        control = document_losses(self._pair.control or self._proxy.scored, block, self._most)
+        reference = document_losses(self._reference, block, self._most)
         excess = excess_loss(control, reference)
-        return Scores(control, reference, excess, penalized_score(excess, self._lambda))
+        score = penalized_score(excess, self._lambda)
+        read = tokens_read(block.lengths, self._most)
+        return Scores(control, reference, excess, score, tokens_read=read)
 
     def learn(self, block: Documents, kept: Bool) -> None:
         """One proxy step on what was kept, or on a mixture that holds it."""
@@ -121,7 +130,7 @@ class BladeMethod:
         if self._first is not None and not scoring:
             return
         control = self._pair.control or self._proxy.scored.frozen_copy()
-        pair = measure_spread(control, self._reference, self._pair.pool_sample())
+        pair = measure_spread(control, self._reference, self._pair.pool_sample(), self._most)
         self._first = self._first or pair
         self._ensemble = [self._first, pair] if scoring else []
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from curate.read.documents import Documents
 from curate.score.excess import excess_loss
-from curate.score.loss import Float64, document_losses
+from curate.score.loss import Float64, document_losses, tokens_read
 from curate.select.methods.base import Scores
 from curate.train.model import LanguageModel
 
@@ -33,30 +33,33 @@ class ScoringPair:
     reference: LanguageModel
     spread: float = 1.0
 
-    def losses(self, documents: Documents) -> tuple[Float64, Float64]:
+    def losses(self, documents: Documents, most: int | None) -> tuple[Float64, Float64]:
         """Loss of each document under control and reference, nats per token, [N] each."""
-        return document_losses(self.control, documents), document_losses(self.reference, documents)
+        control = document_losses(self.control, documents, most)
+        return control, document_losses(self.reference, documents, most)
 
 
 def measure_spread(
-    control: LanguageModel, reference: LanguageModel, sample: Documents
+    control: LanguageModel, reference: LanguageModel, sample: Documents, most: int | None
 ) -> ScoringPair:
-    """The pair with its spread over a sample of the pool."""
+    """The pair with its spread over a sample of the pool, `most` tokens read of a document."""
     pair = ScoringPair(control, reference)
-    spread = float(np.std(excess_loss(*pair.losses(sample))))
+    spread = float(np.std(excess_loss(*pair.losses(sample, most))))
     return ScoringPair(control, reference, spread if spread > 0 else 1.0)
 
 
-def ensemble_scores(pairs: list[ScoringPair], documents: Documents) -> Scores:
-    """Mean over the pairs of excess loss / spread.
+def ensemble_scores(pairs: list[ScoringPair], documents: Documents, most: int | None) -> Scores:
+    """Mean over the pairs of excess loss / spread, `most` tokens read of a document.
 
     Losses and excess loss are means over the pairs too, so that proxy loss - reference loss is the
     excess loss.
     """
     control, reference, score = (np.zeros(len(documents)) for _ in range(3))
     for pair in pairs:
-        ours, theirs = pair.losses(documents)
+        ours, theirs = pair.losses(documents, most)
         control += ours / len(pairs)
         reference += theirs / len(pairs)
         score += excess_loss(ours, theirs) / pair.spread / len(pairs)
-    return Scores(control, reference, excess_loss(control, reference), score)
+    excess = excess_loss(control, reference)
+    read = tokens_read(documents.lengths, most)
+    return Scores(control, reference, excess, score, tokens_read=read)

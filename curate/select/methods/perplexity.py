@@ -17,7 +17,7 @@ import torch
 from curate.config.schema import Config
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
-from curate.score.loss import document_losses
+from curate.score.loss import Float64, document_losses, tokens_read
 from curate.select.methods.base import DOCUMENT, Context, RoundStart, Scores
 from curate.select.methods.proxy import Proxy
 from curate.select.schedule import Schedule, plan_scoring
@@ -59,10 +59,12 @@ class PerplexityMethod:
 
     def score(self, block: Documents) -> Scores:
         """Nearness to the band."""
-        losses = document_losses(self._proxy.scored, block)
+        losses = self._losses(block)
         self._context.on_tokens(block.num_tokens)
         middle = self._context.config.perplexity.band == "middle"
-        return Scores.of(-np.abs(losses - self._center) if middle else -losses, proxy_loss=losses)
+        score = -np.abs(losses - self._center) if middle else -losses
+        read = tokens_read(block.lengths, self._context.config.score_tokens)
+        return Scores.of(score, proxy_loss=losses, tokens_read=read)
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Nothing is learned."""
@@ -78,12 +80,15 @@ class PerplexityMethod:
         self._proxy.load_state_dict(state["proxy"])
         self._center = state["center"]
 
+    def _losses(self, block: Documents) -> Float64:
+        return document_losses(self._proxy.scored, block, self._context.config.score_tokens)
+
     def _median_loss(self) -> float:
         """Median of the documents' losses, each document counted by its tokens."""
         losses, sizes, left = [], [], _MEDIAN_TOKENS
         stream = self._context.cache.stream(self._context.config.seed, "median")
         for block in draw_blocks(stream, self._proxy.batch_tokens):
-            losses.append(document_losses(self._proxy.scored, block))
+            losses.append(self._losses(block))
             sizes.append(block.lengths)
             self._context.on_tokens(block.num_tokens)
             left -= block.num_tokens
