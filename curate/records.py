@@ -61,7 +61,8 @@ DECISION = pa.schema(
 )
 """One row per document per round that visited it; losses are null for methods without models.
 
-`tokens_read` is how many of its tokens the losses are means of. `tokens_kept` is all of a kept document's tokens, or at token granularity those that are labels.
+`tokens_read` is how many of its tokens the losses are means of. `tokens_kept` is all of a kept
+document's tokens, or at token granularity those that are labels.
 """
 
 MASK = pa.schema(

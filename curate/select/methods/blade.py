@@ -162,9 +162,10 @@ class BladeMethod:
             with torch.no_grad():
                 control = _numpy(token_losses(self._pair.control or self._proxy.scored, block))
         excess = excess_loss(control, reference)
-        scores = Scores(
-            *(mean_by_document(one, block) for one in (control, reference, excess, excess))
+        ours, theirs, between = (
+            mean_by_document(one, block) for one in (control, reference, excess)
         )
+        scores = Scores(ours, theirs, between, between)
         return scores.with_tokens(penalized_score(excess, self._lambda), block)
 
     def _choose(self, block: Documents) -> Documents:
