@@ -1,7 +1,8 @@
 """The command line: each verb parses its flags and calls the Python function of the same name.
 
-Exit codes: 0 done, 2 bad input (nothing written), 130 interrupted, 1 any other failure that curate
-knows. Errors are two sentences on standard error: what is wrong, and what to do.
+Exit codes: 0 done, 2 bad input (nothing written), 130 or 143 stopped by SIGINT or SIGTERM, 1 any
+other failure that curate knows. Errors are two sentences on standard error: what is wrong, and what
+to do.
 """
 
 from __future__ import annotations
@@ -52,15 +53,18 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb."""
         from curate.errors import CurateError
+        from curate.stop import Stop
 
+        ctx.obj = Stop()
         try:
-            return super().invoke(ctx)
+            with ctx.obj.listening():
+                return super().invoke(ctx)
         except CurateError as error:
             click.echo(f"Error: {error.problem}\nTo fix: {error.remedy}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             click.echo("\nInterrupted. Run the same command again to go on.", err=True)
-            ctx.exit(130)
+            ctx.exit(128 + getattr(error, "signal", 2))
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,7 +86,10 @@ def main() -> None:
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--text-column", help="The pool's column that holds the text.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
-def run(config: Path | None, assignments: tuple[str, ...], **flags: str | None) -> None:
+@click.pass_obj
+def run(
+    stop: Any, /, config: Path | None, assignments: tuple[str, ...], **flags: str | None
+) -> None:
     """Curate a pool: train the proxy, score every document, write the curated dataset and the log.
 
     Settings come from the YAML file CONFIG, then the flags, then --set; later ones win. The same
@@ -99,7 +106,7 @@ def run(config: Path | None, assignments: tuple[str, ...], **flags: str | None) 
 
     given = {_FLAG_KEYS.get(name, name): value for name, value in flags.items()}
     resolved = curate.load_config(config, _parse_flags(given), assignments)
-    done = curate.run(resolved)
+    done = curate.run(resolved, stop=stop)
     click.echo(render_summary(summary(done.out)))
     click.echo(_where(done.out))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from run_helpers import (
 
 from curate.errors import OutputConflict
 from curate.pipeline.folder import RunFolder
+from curate.pipeline.lock import locked
 
 SETTINGS = {
     "blade__passes": 2,
@@ -128,7 +130,7 @@ def test_interrupted_before_the_first_manifest(
     fault.at("create", after=False)
     with pytest.raises(KeyboardInterrupt):
         run_tiny(whole_random.inputs, out, method="random")
-    assert listing(out) == []
+    assert listing(out) == ["state", "state/lock"]
     fault.at(None, after=False)
     assert_same_outcome(run_tiny(whole_random.inputs, out, method="random"), whole_random)
 
@@ -385,3 +387,31 @@ def test_its_own_config_goes_on_with_a_run(tmp_path: Path, fault: Fault) -> None
     result = curate("run", str(out / "config.yaml"))
     assert result.exit_code == 0, result.stderr
     assert_same_outcome(Run(inputs, out), whole)
+
+
+# One process at a time.
+
+
+def test_a_folder_in_use_is_refused_and_says_by_whom(whole_random: Run, tmp_path: Path) -> None:
+    inputs, out = whole_random.inputs, tmp_path / "out"
+    with locked(out):
+        before = snapshot(out)
+        result = curate(*run_arguments(inputs, out, method="random"))
+        assert snapshot(out) == before
+    assert result.exit_code == 2
+    assert re.fullmatch(
+        f"Error: The output folder {re.escape(str(out))} is in use by process {os.getpid()} on "
+        r"\S+ since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\.\n"
+        "To fix: Wait until it is done or stop it, or give another folder with --out.\n",
+        result.stderr,
+    )
+    # Whoever held it is gone, though the file still names it.
+    assert "process" in (out / "state" / "lock").read_text()
+    assert_same_outcome(run_tiny(inputs, out, method="random"), whole_random)
+
+
+def test_a_finished_run_is_reported_while_it_is_in_use(whole_random: Run, tmp_path: Path) -> None:
+    run = whole_random.copy(tmp_path / "out")
+    with locked(run.out):
+        result = curate(*run_arguments(run.inputs, run.out, method="random"))
+    assert result.exit_code == 0, result.stderr

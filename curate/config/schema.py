@@ -141,6 +141,9 @@ class ComputeConfig(Section):
     microbatch_tokens: int = option(
         4096, "padded tokens in one forward pass; bounds memory, changes no result", minimum=1
     )
+    checkpoint_minutes: float = option(
+        5.0, "minutes of work that a killed run does again, at most, but for a sync", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

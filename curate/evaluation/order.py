@@ -21,6 +21,7 @@ from curate.evaluation.store import write_store
 from curate.evaluation.tokens import FOLDER, dataset_store, tokenize_pool
 from curate.evaluation.train import Measure, train_and_measure, trained_tokens
 from curate.noise import make_key
+from curate.pipeline.lock import locked
 from curate.pipeline.progress import Progress
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
@@ -61,12 +62,12 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
     if report is None:
         if inputs.compute.device.type == "cpu":
             keep_freed_memory()
-        with Progress(stream) as progress:
+        with locked(inputs.run.out), Progress(stream) as progress:
             plan = _resolve(inputs, progress)
             print(describe_plan(inputs, plan), file=stream)
             trained = _train_all(inputs, plan, progress, stream)
-        report = make_report(inputs, plan, trained, request)
-        record.write_report(inputs.run, report)
+            report = make_report(inputs, plan, trained, request)
+            record.write_report(inputs.run, report)
     return Evaluation(inputs.run.out, report)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from curate.config import Config, config_to_tree
 from curate.errors import InvalidInput, OutputConflict
 from curate.files import sha256_file, write_text
+from curate.pipeline.lock import LOCK
 from curate.read.corpus import Corpus
 
 FORMAT_VERSION = 1
@@ -107,6 +108,23 @@ class RunFolder:
         """What a finished stage left in the manifest, or None if it is not done."""
         return self._manifest["stages"].get(stage)
 
+    def partial(self, stage: str) -> Any:
+        """What `pause` wrote of a stage that has not finished, or None."""
+        found = self._manifest.get("partial", {})
+        return found.get("result") if found.get("stage") == stage else None
+
+    def pause(self, stage: str, result: Mapping[str, Any], started: float) -> None:
+        """Record how far a stage has come.
+
+        Args:
+            stage: its name.
+            result: plain values with which it can go on.
+            started: `time.monotonic()` when this part of it began.
+        """
+        self._add_time(stage, started)
+        self._manifest["partial"] = {"stage": stage, "result": dict(result)}
+        self._write()
+
     def finish(
         self, stage: str, result: Mapping[str, Any], files: Iterable[Path], started: float
     ) -> None:
@@ -116,11 +134,10 @@ class RunFolder:
             stage: its name.
             result: plain values that later stages need.
             files: output files that are now complete; their SHA-256 is recorded.
-            started: `time.monotonic()` when the stage began.
+            started: `time.monotonic()` when the stage, or the last part of it, began.
         """
-        times = self._read_times()
-        times.setdefault("stages", {})[stage] = time.monotonic() - started
-        self._write_times(times)
+        self._add_time(stage, started)
+        self._manifest.pop("partial", None)
         self._manifest["stages"][stage] = dict(result)
         self.record_files(files)
 
@@ -143,6 +160,12 @@ class RunFolder:
     def started_at(self) -> datetime:
         """When the run was first started."""
         return datetime.fromisoformat(self._read_times()["started_at"])
+
+    def _add_time(self, stage: str, started: float) -> None:
+        times = self._read_times()
+        stages = times.setdefault("stages", {})
+        stages[stage] = stages.get(stage, 0.0) + time.monotonic() - started
+        self._write_times(times)
 
     def _write(self) -> None:
         write_text(self.manifest_path, json.dumps(self._manifest, indent=1) + "\n")
@@ -169,7 +192,9 @@ class RunFolder:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file in a folder without a manifest is not what a killed first write left."""
+    """Whether a file in a folder without a manifest is not what a run killed at once left."""
+    if path.name == LOCK.parent.name and path.is_dir():
+        return any(file.name != LOCK.name for file in path.iterdir())
     return path.name != ".manifest.json.tmp"
 
 

@@ -15,6 +15,7 @@ from typing import TextIO
 from curate.config import Config
 from curate.pipeline import outputs
 from curate.pipeline.folder import RunFolder
+from curate.pipeline.lock import locked
 from curate.pipeline.prepare import Inputs, prepare
 from curate.pipeline.progress import Progress
 from curate.pipeline.rounds import Rounds
@@ -25,6 +26,7 @@ from curate.select.schedule import (
     describe_run,
     resolve_config,
 )
+from curate.stop import Stop
 from curate.train.compute import keep_freed_memory
 from curate.train.model import LanguageModel, build_network, count_parameters, load_network
 
@@ -50,12 +52,13 @@ class RunSummary:
     stage_seconds: dict[str, float]
 
 
-def run(config: Config, stream: TextIO | None = None) -> RunSummary:
+def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) -> RunSummary:
     """Curate a pool: `curate run`.
 
     Args:
         config: what to do.
         stream: where progress and the resolved schedule are printed; standard error by default.
+        stop: asked whether the run should stop; listens to no signal by default.
 
     Raises:
         InvalidInput: something the user gave cannot be used; nothing was written.
@@ -65,14 +68,15 @@ def run(config: Config, stream: TextIO | None = None) -> RunSummary:
     inputs, folder = prepare(config)
     complete = folder.result("complete")
     if complete is None:
-        folder.create()
-        with Progress(stream) as progress:
-            complete = _run_stages(inputs, folder, progress, stream)
+        with locked(folder.path), Progress(stream) as progress:
+            folder.check(config, inputs.pool, inputs.target)  # another run may have been here
+            folder.create()
+            complete = _run_stages(inputs, folder, progress, stream, stop or Stop())
     return RunSummary(out=folder.path, stage_seconds=folder.stage_seconds(), **complete)
 
 
 def _run_stages(
-    inputs: Inputs, folder: RunFolder, progress: Progress, stream: TextIO
+    inputs: Inputs, folder: RunFolder, progress: Progress, stream: TextIO, stop: Stop
 ) -> dict[str, int]:
     tokenizer = tokenizer_stage(inputs, folder, progress)
     cache = tokens_stage(inputs, folder, tokenizer, progress)
@@ -92,7 +96,7 @@ def _run_stages(
     outputs.config_stage(config, folder)
     parameters = num_parameters if kind.has_proxy else None
     print(describe_run(config, schedule, cache.tokens, parameters), file=stream)
-    rounds = Rounds(config, schedule, cache, folder, progress)
+    rounds = Rounds(config, schedule, cache, folder, progress=progress, stop=stop)
     if not rounds.finished():
         context = Context(
             config=config,
@@ -101,8 +105,8 @@ def _run_stages(
             target=target,
             make_model=_model_maker(config, inputs, tokenizer),
             decode=tokenizer.decode,
-            on_step=rounds.steps.add,
-            on_tokens=progress.advance,
+            on_step=rounds.on_step,
+            on_tokens=rounds.on_tokens,
         )
         if inputs.compute.device.type == "cpu":
             keep_freed_memory()

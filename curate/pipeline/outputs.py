@@ -87,27 +87,44 @@ def data_stage(inputs: Inputs, folder: RunFolder, selection: Path, progress: Pro
     if folder.result("data") is not None:
         return
     started = time.monotonic()
+    interval = 60 * inputs.config.compute.checkpoint_minutes
     place, tokenizer = folder.path / "data", folder.path / "tokenizer"
-    for old in (place, tokenizer):
-        shutil.rmtree(old, ignore_errors=True)
-    copy_folder(folder.state / "tokenizer", tokenizer)
+    shards_done = _shards_done(folder)
+    if not shards_done:
+        for old in (place, tokenizer):
+            shutil.rmtree(old, ignore_errors=True)
+        copy_folder(folder.state / "tokenizer", tokenizer)
     pool, write = inputs.pool, inputs.config.write
     by_token = inputs.config.granularity == TOKEN
     masks = MaskReader(_masks_path(folder)) if by_token else None
     every = ds.dataset(selection)
     progress.start("write", len(pool.shards), "shard")
     for shard in pool.shards:
+        kept = _kept_rows(every, shard.shard_id)
+        progress.advance(1)
+        if shard.shard_id < shards_done:
+            if masks is not None:
+                masks.take(kept.num_rows)
+            continue
         write_part(
             place / f"part-{shard.shard_id:05d}.parquet",
             pool.schema,
             pool.iter_batches(shard),
-            _kept_rows(every, shard.shard_id),
+            kept,
             masks=masks,
             row_group_rows=write.row_group_rows,
             compression=write.compression,
         )
-        progress.advance(1)
+        if time.monotonic() - started >= interval:
+            folder.pause("data", {"shards": shard.shard_id + 1}, started)
+            started = time.monotonic()
     folder.finish("data", {}, sorted([*place.iterdir(), *tokenizer.iterdir()]), started)
+
+
+def _shards_done(folder: RunFolder) -> int:
+    """Shards whose parts an interrupted run has written."""
+    partial = folder.partial("data")
+    return int(partial["shards"]) if partial else 0
 
 
 def _kept_rows(selection: ds.Dataset, shard_id: int) -> pa.Table:

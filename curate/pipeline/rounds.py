@@ -1,9 +1,12 @@
-"""Stages `warm-up`, `round-NNNN` and `scoring`: the method at work, one checkpoint a stage."""
+"""Stages `warm-up`, `round-NNNN` and `scoring`: the method at work, in parts with checkpoints."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from curate.select.methods import Method, RoundStart
 from curate.select.methods.base import TOKEN
 from curate.select.rounds import RoundResult, run_round
 from curate.select.schedule import Schedule, visit_coefficients
+from curate.stop import Stop
 from curate.train.compute import return_freed_memory
 from curate.train.optimizer import StepRecord
 
@@ -35,13 +39,17 @@ class StepLog:
 
     def __init__(self) -> None:
         self.records: list[StepRecord] = []
+        self.sums: dict[str, list[float]] = {}
+        """Sum of the losses and number of the stage's steps, by model."""
 
     def add(self, record: StepRecord) -> None:
         """Keep one step's record."""
         self.records.append(record)
+        total, count = self.sums.get(record.model, [0.0, 0])
+        self.sums[record.model] = [total + record.loss, count + 1]
 
     def write(self, path: Path) -> None:
-        """Write the stage's steps as records.TRAINING and forget them."""
+        """Write the steps since the last write as records.TRAINING."""
         columns = [
             pa.array([getattr(one, field.name) for one in self.records], field.type)
             for field in TRAINING
@@ -51,9 +59,9 @@ class StepLog:
         self.records = []
 
     def mean_loss(self, model: str) -> float | None:
-        """Mean loss of one model's steps since the last write."""
-        losses = [one.loss for one in self.records if one.model == model]
-        return sum(losses) / len(losses) if losses else None
+        """Mean loss of one model's steps in the stage."""
+        total, count = self.sums.get(model, [0.0, 0])
+        return total / count if count else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +76,12 @@ class RoundFiles:
 
 
 class Rounds:
-    """Runs the stages of a method over a pool; each is skipped when the manifest has it."""
+    """Runs the stages of a method over a pool; each is skipped when the manifest has it.
+
+    A stage is written in PARTS: whenever `compute.checkpoint_minutes` have passed, or a signal asks
+    to stop, what it has decided, the steps it has logged and the method's state are put on disk,
+    and then the manifest is told. A run that was killed goes on from there.
+    """
 
     def __init__(
         self,
@@ -76,13 +89,17 @@ class Rounds:
         schedule: Schedule,
         cache: TokenCache,
         folder: RunFolder,
+        *,
         progress: Progress,
+        stop: Stop,
     ) -> None:
-        self.steps = StepLog()
         self._config, self._schedule, self._cache = config, schedule, cache
-        self._folder, self._progress = folder, progress
+        self._folder, self._progress, self._stop = folder, progress, stop
         self._by_token = config.granularity == TOKEN
         self._place = folder.state / "rounds"
+        self._steps = StepLog()
+        self._method: Method | None = None
+        self._stage, self._part, self._part_started = "", 0, 0.0
 
     def stages(self) -> list[str]:
         """Names of the stages in order."""
@@ -93,20 +110,34 @@ class Rounds:
         """Whether every stage is done, so that no model is needed."""
         return all(self._folder.result(stage) is not None for stage in self.stages())
 
+    def on_step(self, record: StepRecord) -> None:
+        """Log an optimizer step; during the warm-up it may end a part."""
+        self._steps.add(record)
+        if self._stage == "warm-up" and self._due():
+            self._pause({})
+
+    def on_tokens(self, tokens: int) -> None:
+        """Show progress; what a warm-up does besides steps can stop here."""
+        self._progress.advance(tokens)
+        if self._stage == "warm-up":
+            self._stop.check()
+
     def run(self, method: Method) -> None:
-        """Run what is left, from the checkpoint of the last finished stage."""
-        previous: str | None = None
+        """Run what is left, from the last checkpoint."""
+        self._method = method
+        previous: Path | None = None
         loaded = False
         for index, stage in enumerate(self.stages()):
+            partial = self._folder.partial(stage)
             if self._folder.result(stage) is None:
-                if previous is not None and not loaded:
-                    method.load(self._checkpoint(previous))
+                checkpoint = self._checkpoint(stage, partial["part"]) if partial else previous
+                if checkpoint is not None and not loaded:
+                    method.load(checkpoint)
                 loaded = True
                 self._progress.stage(stage.replace("-", " "))
-                self._run_stage(method, stage, index - 1)
-                if previous is not None:
-                    self._checkpoint(previous).unlink(missing_ok=True)
-            previous = stage
+                self._run_stage(stage, index - 1, partial)
+                self._remove_checkpoints(but=self._checkpoint(stage))
+            previous = self._checkpoint(stage)
 
     def files(self) -> RoundFiles:
         """The fragments and figures of all finished stages."""
@@ -130,60 +161,105 @@ class Rounds:
             for field in ROUND
         ]
         return RoundFiles(
-            decisions=[self._decisions(name) for name in rounds],
-            masks=[self._masks(name) for name in rounds] if self._by_token else [],
-            training=[self._training(name) for name in names],
+            decisions=[part for name in rounds for part in self._parts(name, "decisions")],
+            masks=[part for name in rounds for part in self._parts(name, "masks")],
+            training=[part for name in names for part in self._parts(name, "training")],
             records=pa.Table.from_arrays(columns, schema=ROUND),
             scales=scales,
         )
 
-    def _run_stage(self, method: Method, stage: str, index: int) -> None:
-        started = time.monotonic()
+    def _run_stage(self, stage: str, index: int, partial: Mapping[str, Any] | None) -> None:
+        method = self._running()
+        self._stage, self._part = stage, partial["part"] + 1 if partial else 0
+        self._steps = StepLog()
+        self._steps.sums = dict(partial["losses"]) if partial else {}
+        self._part_started = time.monotonic()
         result: dict[str, Any] = {}
         if stage == "warm-up":
-            method.warm_up()
+            steps = self._stop.deferred() if method.has_proxy else contextlib.nullcontext()
+            with steps:
+                method.warm_up()
         else:
-            done = self._run_round(method, stage, index)
-            record = {**done.record, "train_loss": self.steps.mean_loss("proxy")}
+            done = self._run_round(stage, index, partial)
             result = {
-                "record": record,
+                "record": {**done.record, "train_loss": self._steps.mean_loss("proxy")},
                 "score_mean": done.score_mean,
                 "score_std": done.score_std,
             }
-        self.steps.write(self._training(stage))
+        self._steps.write(self._file(stage, "training", self._part))
         with atomic_path(self._checkpoint(stage)) as temporary:
             method.save(temporary)
-        self._folder.finish(stage, result, [], started)
+        self._folder.finish(stage, result, [], self._part_started)
+        for scored in self._parts(stage, "scored"):
+            scored.unlink()
+        self._stop.check()
 
-    def _run_round(self, method: Method, stage: str, index: int) -> RoundResult:
+    def _run_round(self, stage: str, index: int, partial: Mapping[str, Any] | None) -> RoundResult:
+        """Go through the round part by part; the last is left for the caller to record."""
         config, schedule = self._config, self._schedule
         scoring = stage == "scoring"
         as_a_whole = scoring and not self._by_token
-        path = self._decisions(stage)
-        scored = path.with_suffix(".scored") if as_a_whole else path
-        done = run_round(
-            method,
-            self._blocks(index),
-            scored,
-            masks=self._masks(stage) if self._by_token else None,
-            round_index=index,
-            method_name=config.method
-            + (f" {config.blade.final}" if scoring and schedule.passes else ""),
-            keep=config.keep,
-            seed=config.seed,
-            learn=not scoring,
-            on_start=self._show,
-        )
+        done = RoundResult(**partial["round"]) if partial else None
+        with contextlib.ExitStack() as later:
+            if done is not None:
+                later.enter_context(self._stop.deferred())
+
+            def begun(start: RoundStart) -> None:
+                later.enter_context(self._stop.deferred())
+                self._show(start)
+
+            while True:
+                done = run_round(
+                    self._running(),
+                    self._blocks(index, done.blocks if done else 0),
+                    self._file(stage, "scored" if as_a_whole else "decisions", self._part),
+                    masks=self._file(stage, "masks", self._part) if self._by_token else None,
+                    round_index=index,
+                    method_name=config.method
+                    + (f" {config.blade.final}" if scoring and schedule.passes else ""),
+                    keep=config.keep,
+                    seed=config.seed,
+                    learn=not scoring,
+                    before=done,
+                    on_start=begun,
+                    pause=self._due,
+                )
+                if done.finished:
+                    break
+                self._pause({"round": dataclasses.asdict(done)})
         if as_a_whole:
-            marked = mark_top(path, scored, keep=config.keep, seed=config.seed)
-            scored.unlink()
-            done = done.decided_anew(marked)
+            scored = self._parts(stage, "scored")
+            path = self._file(stage, "decisions", 0)
+            done = done.decided_anew(mark_top(path, scored, keep=config.keep, seed=config.seed))
         return done
 
-    def _blocks(self, index: int) -> Iterator[Documents]:
+    def _due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        waited = time.monotonic() - self._part_started
+        return self._stop.asked or waited >= 60 * self._config.compute.checkpoint_minutes
+
+    def _pause(self, result: Mapping[str, Any]) -> None:
+        """End a part: write it down, and go on with the next unless a signal asks to stop."""
+        stage, part = self._stage, self._part
+        self._steps.write(self._file(stage, "training", part))
+        with atomic_path(self._checkpoint(stage, part)) as temporary:
+            self._running().save(temporary)
+        left = {"part": part, "losses": self._steps.sums, **result}
+        self._folder.pause(stage, left, self._part_started)
+        self._remove_checkpoints(but=self._checkpoint(stage, part))
+        self._part, self._part_started = part + 1, time.monotonic()
+        self._stop.check()
+
+    def _running(self) -> Method:
+        if self._method is None:
+            raise RuntimeError("stages run within `run`")
+        return self._method
+
+    def _blocks(self, index: int, done: int) -> Iterator[Documents]:
         """The blocks of round `index`: its share of a pass, the last round taking the rest.
 
-        Shares are counted in tokens, since blocks of whole documents are not all of one size.
+        Shares are counted in tokens, since blocks of whole documents are not all of one size. The
+        first `done` blocks are left out.
         """
         schedule = self._schedule
         pass_index, part = divmod(index, schedule.rounds_per_pass)
@@ -197,7 +273,9 @@ class Rounds:
             if not last and tokens >= first_token + schedule.round_tokens:
                 return
             documents += len(block)
-            if tokens >= first_token:
+            if tokens >= first_token and done > 0:
+                done -= 1
+            elif tokens >= first_token:
                 self._progress.show(documents=f"{documents:,}")
                 yield block
                 since += block.num_tokens
@@ -211,14 +289,22 @@ class Rounds:
             if loss is not None:
                 self._progress.show(**{f"target_{name}": f"{loss:.3f}"})
 
-    def _decisions(self, stage: str) -> Path:
-        return self._place / f"{stage}.decisions.parquet"
+    def _file(self, stage: str, kind: str, part: int) -> Path:
+        return self._place / f"{stage}.{part:04d}.{kind}.parquet"
 
-    def _masks(self, stage: str) -> Path:
-        return self._place / f"{stage}.masks.parquet"
+    def _parts(self, stage: str, kind: str) -> list[Path]:
+        """The files of a stage in order. Parts are numbered without gaps, and a part that a killed
+        run did not record is written again under its own number, so what is there is the stage's.
+        """
+        names = (self._file(stage, kind, part) for part in itertools.count())
+        return list(itertools.takewhile(Path.exists, names))
 
-    def _training(self, stage: str) -> Path:
-        return self._place / f"{stage}.training.parquet"
+    def _checkpoint(self, stage: str, part: int | None = None) -> Path:
+        """The method's state at the end of a stage, or of one of its parts."""
+        name = stage if part is None else f"{stage}.{part:04d}"
+        return self._folder.state / "checkpoints" / f"{name}.pt"
 
-    def _checkpoint(self, stage: str) -> Path:
-        return self._folder.state / "checkpoints" / f"{stage}.pt"
+    def _remove_checkpoints(self, *, but: Path) -> None:
+        for path in but.parent.iterdir():
+            if path != but:
+                path.unlink()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,7 +13,13 @@ from curate.errors import InvalidInput
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.prepare import Inputs
 from curate.pipeline.progress import Progress
-from curate.read.cache import TokenCache, cache_from_json, plan_partitions, write_fragments
+from curate.read.cache import (
+    Fragment,
+    TokenCache,
+    cache_from_json,
+    plan_partitions,
+    write_fragments,
+)
 from curate.read.documents import Documents, offsets_from_lengths
 from curate.read.tokenizer import (
     TextTokenizer,
@@ -58,24 +66,25 @@ def tokens_stage(
     done = folder.result("tokens")
     if done is not None:
         return cache_from_json(place, done)
-    started = time.monotonic()
-    shutil.rmtree(place, ignore_errors=True)
-    partitions = plan_partitions(inputs.pool)
-    fragments = []
+    partial = folder.partial("tokens")
+    if partial is None:
+        shutil.rmtree(place, ignore_errors=True)
+        cache = TokenCache(place, (), plan_partitions(inputs.pool))
+    else:
+        cache = cache_from_json(place, partial)
     progress.start("tokenize", sum(shard.text_bytes for shard in inputs.pool.shards), "B")
-    for shard in inputs.pool.shards:
-        for fragment in write_fragments(
-            inputs.pool,
-            shard,
-            tokenizer,
-            place,
-            metadata_columns=inputs.metadata_columns,
-            partitions=partitions,
-            seed=inputs.config.seed,
-        ):
-            fragments.append(fragment)
+    started = time.monotonic()
+    interval = 60 * inputs.config.compute.checkpoint_minutes
+    try:
+        for fragment in _fragments(inputs, tokenizer, cache):
+            cache = dataclasses.replace(cache, fragments=(*cache.fragments, fragment))
             progress.advance(fragment.bytes)
-    cache = TokenCache(place, tuple(fragments), partitions)
+            if time.monotonic() - started >= interval:
+                folder.pause("tokens", cache.to_json(), started)
+                started = time.monotonic()
+    except KeyboardInterrupt:
+        folder.pause("tokens", cache.to_json(), started)
+        raise
     if cache.tokens == 0:
         raise InvalidInput(
             "The pool has no text: its documents gave no tokens.",
@@ -83,6 +92,22 @@ def tokens_stage(
         )
     folder.finish("tokens", cache.to_json(), [], started)
     return cache
+
+
+def _fragments(inputs: Inputs, tokenizer: TextTokenizer, done: TokenCache) -> Iterator[Fragment]:
+    """The fragments of the pool that are not done yet, each whole when it is yielded."""
+    last = done.fragments[-1].shard_id if done.fragments else 0
+    for shard in inputs.pool.shards[last:]:
+        yield from write_fragments(
+            inputs.pool,
+            shard,
+            tokenizer,
+            done.folder,
+            metadata_columns=inputs.metadata_columns,
+            partitions=done.partitions,
+            seed=inputs.config.seed,
+            done=[one for one in done.fragments if one.shard_id == shard.shard_id],
+        )
 
 
 def read_target(inputs: Inputs, tokenizer: TextTokenizer) -> Documents:

@@ -147,11 +147,19 @@ def write_fragments(
     metadata_columns: Sequence[str],
     partitions: int,
     seed: int,
+    done: Sequence[Fragment] = (),
 ) -> Iterator[Fragment]:
-    """Tokenize one shard into fragments under `folder`, each whole when it is yielded."""
+    """Tokenize one shard into fragments under `folder`, each whole when it is yielded.
+
+    The rows of `done`, its first fragments, are read over.
+    """
     writer = _FragmentWriter(folder, shard.shard_id, partitions, seed)
+    writer.fragments = len(done)
+    next_row = sum(fragment.rows for fragment in done)
     columns = [corpus.text_column, *metadata_columns]
     for first_row, batch in corpus.iter_batches(shard, columns=columns, batch_rows=256):
+        if first_row < next_row:
+            continue
         texts = batch.column(corpus.text_column)
         metadata = [metadata_values(batch.column(name)) for name in metadata_columns]
         writer.add(

@@ -83,12 +83,12 @@ def select_documents(
     return Kept(int(kept_documents), int(kept_tokens))
 
 
-def mark_top(path: Path, scored: Path, *, keep: float, seed: int) -> dict[str, float]:
+def mark_top(path: Path, scored: Sequence[Path], *, keep: float, seed: int) -> dict[str, float]:
     """Decide a scoring round as a whole: rewrite `scored` to `path` with the top share kept.
 
     Args:
         path: where the decided records.DECISION rows go, atomically.
-        scored: the same rows with any decisions.
+        scored: fragments of the same rows with any decisions.
         keep: share of their tokens to keep.
         seed: of the tie breaks.
 
@@ -97,7 +97,7 @@ def mark_top(path: Path, scored: Path, *, keep: float, seed: int) -> dict[str, f
     """
     with atomic_path(path) as temporary, duckdb.connect() as database:
         database.execute("SET temp_directory = ?", [str(path.parent / "duckdb.tmp")])
-        database.read_parquet(str(scored)).create_view("scored")
+        database.read_parquet([str(one) for one in scored]).create_view("scored")
         multiplier = make_key(seed, "rescore ties") % (_PRIME - 1) + 1
         (tokens,) = _row(database, "SELECT coalesce(sum(tokens), 0) FROM scored")
         database.execute(_TOP, {"prime": _PRIME, "multiplier": multiplier, "budget": keep * tokens})

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +28,25 @@ from curate.select.methods.base import Method, RoundStart, Scores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
-    """The figures of a finished round: a row of the log's `round` table and what follows from it.
+    """The figures of a round so far: a row of the log's `round` table and what follows from it.
+
+    Plain values, so that a round that was paused can be written down and taken up again.
 
     Attributes:
         record: a row of records.ROUND, `train_loss` filled in by the pipeline.
         score_mean: mean score over the round's documents.
         score_std: its standard deviation, for scores that compare across rounds.
+        blocks: how many were scored.
+        finished: whether there was no block left.
+        tally: the sums behind the figures.
     """
 
-    record: dict[str, object]
+    record: dict[str, Any]
     score_mean: float
     score_std: float
+    blocks: int
+    finished: bool
+    tally: dict[str, Any]
 
     def decided_anew(self, figures: Mapping[str, float]) -> RoundResult:
         """The same scores under other decisions, whose figures replace those of the record."""
@@ -55,30 +64,43 @@ def run_round(
     keep: float,
     seed: int,
     learn: bool = True,
+    before: RoundResult | None = None,
     on_start: Callable[[RoundStart], None] = lambda start: None,
+    pause: Callable[[], bool] = lambda: False,
 ) -> RoundResult:
-    """Run one round over `blocks` and write its decisions to the Parquet file `path`.
+    """Run a round over `blocks`, or a part of it, and write its decisions to `path`.
 
     Args:
         method: scores the blocks and learns from what is kept.
-        blocks: the round's candidates.
-        path: where the decisions go, atomically.
+        blocks: the round's candidates, those of `before` left out.
+        path: where these decisions go, a Parquet file, atomically.
         masks: where the token masks go, atomically; None at document granularity.
         round_index: 0-based, for the log.
         method_name: for the log.
         keep: share of each block's tokens to keep.
         seed: of the tie breaks.
         learn: whether the method is told what was kept.
+        before: what an earlier part of the round came to; the method is as it was then.
         on_start: told how the round begins.
+        pause: asked after every block; true ends this part of the round.
 
     Raises:
         NonFiniteLoss: a score is NaN or infinite.
     """
     started = time.monotonic()
-    start = method.start_round(round_index)
-    on_start(start)
+    if before is None:
+        start = method.start_round(round_index)
+        on_start(start)
+        begun: dict[str, Any] = {
+            **dataclasses.asdict(start),
+            "lambda": start.lambda_,
+            "seconds": 0.0,
+        }
+        tally, count = _Tally(), 0
+    else:
+        begun, tally, count = before.record, _Tally(**before.tally), before.blocks
     ties = make_key(seed, "ties", round_index)
-    tally = _Tally()
+    finished = True
     with DecisionWriter(path, masks, round_index) as writer:
         for block in blocks:
             scores = method.score(block)
@@ -90,20 +112,28 @@ def run_round(
                 method.learn(block, unit)
             tally.add(block, scores.score, decided)
             writer.add(block, scores, decided)
+            count += 1
+            if pause():
+                finished = False
+                break
+    names = "lambda", "proxy_step", "reference_steps", "target_loss_proxy", "target_loss_reference"
     record = {
         "round": round_index,
         "method": method_name,
-        "lambda": start.lambda_,
         "keep_ratio": keep,
-        "proxy_step": start.proxy_step,
-        "reference_steps": start.reference_steps,
-        "target_loss_proxy": start.target_loss_proxy,
-        "target_loss_reference": start.target_loss_reference,
+        **{name: begun[name] for name in names},
         "train_loss": None,
         **tally.figures(),
-        "seconds": time.monotonic() - started,
+        "seconds": begun["seconds"] + time.monotonic() - started,
     }
-    return RoundResult(record=record, score_mean=tally.mean, score_std=tally.std)
+    return RoundResult(
+        record=record,
+        score_mean=tally.mean,
+        score_std=tally.std,
+        blocks=count,
+        finished=finished,
+        tally=dataclasses.asdict(tally),
+    )
 
 
 def decide(block: Documents, scores: Scores, budget: float, key: int) -> Decided:
@@ -128,14 +158,23 @@ def decide(block: Documents, scores: Scores, budget: float, key: int) -> Decided
     return Decided(counts > 0, counts, threshold, tokens)
 
 
+@dataclass(slots=True)
 class _Tally:
-    """Running sums over the blocks of a round."""
+    """Running sums over the blocks of a round.
 
-    def __init__(self) -> None:
-        self.owed = 0.0
-        self.documents = self.documents_kept = self.tokens = self.tokens_kept = 0
-        self._sum = self._sum_of_squares = 0.0
-        self._threshold_sum, self._threshold_tokens = 0.0, 0
+    Attributes:
+        owed: tokens that the budget has to give, what whole documents left over or under included.
+    """
+
+    owed: float = 0.0
+    documents: int = 0
+    documents_kept: int = 0
+    tokens: int = 0
+    tokens_kept: int = 0
+    scores: float = 0.0
+    squares: float = 0.0
+    thresholds: float = 0.0
+    threshold_tokens: int = 0
 
     def add(
         self,
@@ -149,25 +188,25 @@ class _Tally:
         self.documents_kept += int(decided.documents.sum())
         self.tokens += block.num_tokens
         self.tokens_kept += tokens_kept
-        self._sum += float(scores.sum())
-        self._sum_of_squares += float(np.square(scores).sum())
+        self.scores += float(scores.sum())
+        self.squares += float(np.square(scores).sum())
         if not math.isnan(threshold):
-            self._threshold_sum += threshold * block.num_tokens
-            self._threshold_tokens += block.num_tokens
+            self.thresholds += threshold * block.num_tokens
+            self.threshold_tokens += block.num_tokens
 
     @property
     def mean(self) -> float:
-        return self._sum / max(1, self.documents)
+        return self.scores / max(1, self.documents)
 
     @property
     def std(self) -> float:
-        variance = self._sum_of_squares / max(1, self.documents) - self.mean**2
+        variance = self.squares / max(1, self.documents) - self.mean**2
         return math.sqrt(max(0.0, variance))
 
     def figures(self) -> dict[str, object]:
-        known = self._threshold_tokens > 0
+        known = self.threshold_tokens > 0
         return {
-            "threshold": self._threshold_sum / self._threshold_tokens if known else None,
+            "threshold": self.thresholds / self.threshold_tokens if known else None,
             "documents_scored": self.documents,
             "documents_kept": self.documents_kept,
             "tokens_scored": self.tokens,

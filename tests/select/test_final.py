@@ -296,7 +296,7 @@ def test_the_best_document_is_kept_however_small_the_budget(tmp_path):
     assert rows[0]["weight"] == pytest.approx(1)
     assert totals.documents == 1
     pq.write_table(case.decision_table(), tmp_path / "scored")
-    figures = mark_top(tmp_path / "marked", tmp_path / "scored", keep=1e-6, seed=0)
+    figures = mark_top(tmp_path / "marked", [tmp_path / "scored"], keep=1e-6, seed=0)
     assert figures["documents_kept"] == 1
     assert figures["threshold"] == max(visit[3] for visit in case.visits)
 
@@ -355,7 +355,7 @@ def test_a_path_with_a_quote_is_only_a_path(tmp_path):
     assert totals.documents == sum(table["kept"].to_pylist())
     case = Case(1)
     pq.write_table(case.decision_table(), folder / "scored")
-    mark_top(folder / "marked", folder / "scored", keep=0.5, seed=0)
+    mark_top(folder / "marked", [folder / "scored"], keep=0.5, seed=0)
     assert {path.name for path in folder.iterdir() if path.suffix != ".parquet"} == {
         "scored",
         "marked",
@@ -367,7 +367,9 @@ def test_mark_top_decides_all_rows_at_once(tmp_path, keep):
     case = Case(4, passes=1, rounds_per_pass=1)
     scored = case.decision_table()
     pq.write_table(scored, tmp_path / "scored.parquet")
-    figures = mark_top(tmp_path / "marked.parquet", tmp_path / "scored.parquet", keep=keep, seed=0)
+    figures = mark_top(
+        tmp_path / "marked.parquet", [tmp_path / "scored.parquet"], keep=keep, seed=0
+    )
     marked = pq.read_table(tmp_path / "marked.parquet")
     assert marked.schema.names == DECISION.names
     assert marked.schema.types == DECISION.types
@@ -400,7 +402,7 @@ def test_mark_top_breaks_ties_by_the_seed_whatever_the_order(tmp_path):
     def kept(seed):
         order = random.permutation(scored.num_rows)
         pq.write_table(scored.take(order), tmp_path / "scored.parquet")
-        mark_top(tmp_path / "marked.parquet", tmp_path / "scored.parquet", keep=0.5, seed=seed)
+        mark_top(tmp_path / "marked.parquet", [tmp_path / "scored.parquet"], keep=0.5, seed=seed)
         rows = pq.read_table(tmp_path / "marked.parquet").to_pylist()
         return {row["document_id"] for row in rows if row["kept"]}
 

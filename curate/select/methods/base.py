@@ -127,7 +127,10 @@ class Method(Protocol):
         """How the pool is to be drawn under a resolved config."""
 
     def warm_up(self) -> None:
-        """Whatever precedes the first round."""
+        """Whatever precedes the first round; after `load`, what is left of it.
+
+        When it tells `Context.on_step` of a step of the proxy, it can be saved.
+        """
 
     def start_round(self, round_index: int) -> RoundStart:
         """Begin a round: bring models in step."""
@@ -144,7 +147,7 @@ class Method(Protocol):
         """
 
     def save(self, path: Path) -> None:
-        """Write everything the next round depends on."""
+        """Write everything that what follows depends on; between blocks too."""
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""

@@ -106,12 +106,14 @@ class BladeMethod:
             self._proxy.train(block.take(np.flatnonzero(kept)))
 
     def save(self, path: Path) -> None:
-        """Everything the next sync depends on, readable with `weights_only`."""
+        """Everything that what follows depends on, readable with `weights_only`."""
         state = {
             "proxy": self._proxy.state_dict(),
             "pair": self._pair.state_dict(),
             "lambda": self._lambda,
+            "round": self._round,
             "first": self._pair.weights_of(self._first),
+            "spread": self._ensemble[1].spread if self._ensemble else None,
         }
         torch.save(state, path)
 
@@ -122,17 +124,26 @@ class BladeMethod:
         self._proxy.load_state_dict(state["proxy"])
         self._pair.load_state_dict(state["pair"])
         self._lambda = state["lambda"]
+        self._round = state["round"]
         self._first = self._pair.scoring_pair(state["first"])
+        self._ensemble = []
+        if self._first is not None and state["spread"] is not None:
+            pair = ScoringPair(self._scored_control(), self._reference, state["spread"])
+            self._ensemble = [self._first, pair]
 
     def _gather_ensemble(self, round_index: int) -> None:
         """Keep the first sync's pair; at the last scoring, join it with the one at hand."""
         scoring = round_index >= self._context.schedule.rounds
         if self._first is not None and not scoring:
             return
-        control = self._pair.control or self._proxy.scored.frozen_copy()
-        pair = measure_spread(control, self._reference, self._pair.pool_sample(), self._most)
+        sample = self._pair.pool_sample()
+        pair = measure_spread(self._scored_control(), self._reference, sample, self._most)
         self._first = self._first or pair
         self._ensemble = [self._first, pair] if scoring else []
+
+    def _scored_control(self) -> LanguageModel:
+        """What the reference is compared with, frozen."""
+        return self._pair.control or self._proxy.scored.frozen_copy()
 
     def _begin(self, round_index: int, lambda_: float, reference_steps: int) -> RoundStart:
         """What holds for a round once its pair is there."""

@@ -47,22 +47,30 @@ class Proxy:
         return self.average or self.model
 
     def warm_up(self) -> None:
-        """Train on unselected documents for `blade.warmup_tokens` (Algorithm 1, line 1)."""
+        """Train on unselected documents for `blade.warmup_tokens` (Algorithm 1, line 1).
+
+        After `load_state_dict` it goes on from the step that was saved.
+        """
         left = int(self._context.config.blade.warmup_tokens or 0)
+        done = self.optimizer.steps  # of a warm-up that a checkpoint was made of
         for epoch in itertools.count():
             if left <= 0:
                 return
             stream = self._context.cache.stream(self._context.config.seed, "warm-up", epoch)
             for block in draw_blocks(stream, self.batch_tokens):
-                self.train(block)
+                if done > 0:
+                    done -= 1
+                else:
+                    self.train(block)
                 left -= block.num_tokens
                 if left <= 0:
                     return
 
     def train(self, documents: Documents) -> None:
         """One step on the counted tokens of the documents."""
-        self._context.on_step(self.optimizer.step([Term(documents)]))
+        record = self.optimizer.step([Term(documents)])
         self._update_average()
+        self._context.on_step(record)
         self._context.on_tokens(documents.num_tokens)
 
     def forward(self, documents: Documents) -> torch.Tensor:
@@ -77,8 +85,9 @@ class Proxy:
             counted: bool [tokens].
         """
         mean = losses[counted].sum() / counted.sum()
-        self._context.on_step(self.optimizer.step_on(mean, len(losses)))
+        record = self.optimizer.step_on(mean, len(losses))
         self._update_average()
+        self._context.on_step(record)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer, readable with `weights_only`."""

@@ -1,0 +1,247 @@
+"""Stopped in the middle of a stage: the run goes on from there, and ends as if it had not been."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_helpers import (
+    TINY,
+    Run,
+    assert_same_outcome,
+    curate,
+    environment,
+    listing,
+    run_arguments,
+    run_tiny,
+    shared_run,
+    write_plain_pool,
+)
+from test_resume import SETTINGS, break_call
+
+from curate.config import load_config
+from curate.pipeline import run
+from curate.stop import Interrupted, Stop
+
+
+class StopAt(Stop):
+    """Asks to stop at the given time that the run looks."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self._left = look
+
+    @property
+    def asked(self) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            self._signal = signal.SIGTERM
+        return super().asked
+
+
+def run_with(stop: Stop, inputs: Path, out: Path, **settings: Any) -> None:
+    given = {key.replace("__", "."): value for key, value in settings.items()}
+    paths = {"pool": str(inputs / "pool"), "target": str(inputs / "target.parquet")}
+    config = load_config(None, {**paths, "out": str(out), **TINY, **given})
+    run(config, io.StringIO(), stop)
+
+
+def stop_until_done(inputs: Path, out: Path, look: int, **settings: Any) -> list[str]:
+    """Stop a run at every `look`-th look and start it again; what it was stopped in."""
+    stopped: list[str] = []
+    while True:
+        try:
+            run_with(StopAt(look), inputs, out, **settings)
+        except Interrupted as error:
+            assert error.signal == signal.SIGTERM
+            manifest = json.loads((out / "manifest.json").read_text())
+            stopped.append(manifest.get("partial", {}).get("stage", "between"))
+            left = [name for name in listing(out) if name.rpartition("/")[2].startswith(".")]
+            assert not left
+            assert len(list((out / "state" / "checkpoints").iterdir())) == 1
+        else:
+            return stopped
+
+
+@pytest.mark.parametrize(
+    ("settings", "look", "stages"),
+    [
+        (SETTINGS, 1, {"warm-up", "round-0000", "scoring"}),
+        ({}, 2, {"warm-up", "scoring"}),
+        ({"granularity": "token", "blade__control": "proxy"}, 3, {"round-0000"}),
+        ({"method": "rho1"}, 3, {"round-0000"}),
+        ({"method": "perplexity"}, 2, {"warm-up"}),
+    ],
+    ids=["rescore", "ensemble", "tokens", "rho1", "perplexity"],
+)
+def test_stopped_again_and_again(
+    settings: dict[str, Any],
+    look: int,
+    stages: set[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+) -> None:
+    whole = shared_run(tmp_path_factory, **settings)
+    stopped = stop_until_done(whole.inputs, tmp_path / "out", look, **settings)
+    assert set(stopped) >= stages
+    ours = Run(whole.inputs, tmp_path / "out")
+    assert_same_outcome(ours, whole)
+    manifests = [json.loads((one.out / "manifest.json").read_text()) for one in (ours, whole)]
+    for manifest in manifests:
+        for name in ("config.yaml", "selection_log.duckdb", "report.html", "README.md"):
+            manifest["files"].pop(name)  # they hold times or the folder's name
+        for result in manifest["stages"].values():
+            result.get("record", {}).pop("seconds", None)
+    assert manifests[0] == manifests[1]
+
+
+def test_parts_are_written_as_time_passes(tmp_path: Path) -> None:
+    """Without an interval every step and block is a part, and nothing else changes."""
+    inputs = write_plain_pool(tmp_path)
+    settings = {"blade__warmup_tokens": 1000, "granularity": "token"}
+    one = run_tiny(inputs, tmp_path / "one", **settings)
+    many = run_tiny(inputs, tmp_path / "many", **settings, compute__checkpoint_minutes=0)
+    names = [name for name in listing(many.out / "state") if "decisions" in name]
+    assert len(names) > len(many.sql("FROM round"))
+    for query in ("FROM document", "FROM decision", "SELECT step, model, loss FROM training"):
+        assert one.sql(query) == many.sql(query)
+    assert [path.read_bytes() for path in one.parts()] == [
+        path.read_bytes() for path in many.parts()
+    ]
+
+
+def test_parts_of_the_dataset_are_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = write_plain_pool(tmp_path, shards=4)
+    settings = {"method": "random", "granularity": "token", "compute__checkpoint_minutes": 0}
+    whole = run_tiny(inputs, tmp_path / "whole", **settings)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        break_call(patch, ("curate.pipeline.outputs", "write_part", 3))
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(inputs, out, **settings)
+    first = out / "data" / "part-00000.parquet"
+    before = first.stat().st_mtime_ns
+    ours = run_tiny(inputs, out, **settings)
+    assert first.stat().st_mtime_ns == before
+    assert_same_outcome(ours, whole)
+
+
+def test_shards_that_were_tokenized_are_not_tokenized_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curate.read.cache.FRAGMENT_TOKENS", 100)
+    inputs = write_plain_pool(tmp_path, rows=600)
+    settings = {"method": "random"}
+    whole = run_tiny(inputs, tmp_path / "whole", **settings)
+    fragments = [name for name in listing(whole.out / "state" / "tokens") if "arrow" in name]
+    assert len(fragments) == 6
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        break_call(patch, ("curate.read.cache", "_FragmentWriter._write_tokens", 5))
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(inputs, out, **settings)
+    first = out / "state" / "tokens" / fragments[0]
+    before = first.stat().st_mtime_ns
+    ours = run_tiny(inputs, out, **settings)
+    assert first.stat().st_mtime_ns == before
+    assert_same_outcome(ours, whole)
+
+
+PROGRAM = "from curate.cli import main; main()"
+
+
+def start(arguments: list[str], cwd: Path, program: str = PROGRAM) -> subprocess.Popen[str]:
+    """The command line in a process of its own, which hears SIGINT even in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=cwd, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], path: Path, text: str) -> None:
+    while process.poll() is None and not (path.exists() and text in path.read_text()):
+        time.sleep(0.005)
+
+
+def signalled_in_training(number: signal.Signals, step: int, more: str = "") -> str:
+    """The command line, which sends itself a signal as the proxy takes one of its steps."""
+    return (
+        "import os\n"
+        "from curate.select.methods.proxy import Proxy\n"
+        "train, calls = Proxy.train, []\n"
+        "def signalled(self, documents):\n"
+        "    calls.append(documents)\n"
+        f"    if len(calls) == {step}:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    train(self, documents)\n"
+        "Proxy.train = signalled\n" + more + PROGRAM
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_writes_a_checkpoint_in_the_middle_of_a_stage(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    inputs, out = write_plain_pool(tmp_path), tmp_path / "out"
+    settings = {"blade__warmup_tokens": 5_000}
+    process = start(
+        run_arguments(inputs, out, **settings), tmp_path, signalled_in_training(number, 4)
+    )
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (128 + number, "")
+    assert stderr.endswith("\nInterrupted. Run the same command again to go on.\n")
+    assert "Traceback" not in stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["partial"]["stage"] == "warm-up"
+    assert manifest["partial"]["result"]["losses"]["proxy"][1] == 4
+    assert curate(*run_arguments(inputs, out, **settings)).exit_code == 0
+    whole = run_tiny(inputs, tmp_path / "whole", **settings)
+    assert_same_outcome(Run(inputs, out), whole)
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    inputs, out, mark = write_plain_pool(tmp_path), tmp_path / "out", tmp_path / "mark"
+    slow = (
+        "import time\n"
+        "from curate.pipeline.rounds import Rounds\n"
+        "def slow(self, result):\n"
+        f"    open({str(mark)!r}, 'w').write('busy')\n"
+        "    time.sleep(600)\n"
+        "Rounds._pause = slow\n"
+    )
+    program = signalled_in_training(signal.SIGTERM, 1, slow)
+    process = start(run_arguments(inputs, out), tmp_path, program)
+    try:
+        wait_for(process, mark, "busy")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT
+    assert curate(*run_arguments(inputs, out)).exit_code == 0
+
+
+def test_the_signals_are_given_back() -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    stop = Stop()
+    with stop.listening(), stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+        with pytest.raises(Interrupted) as caught:
+            stop.check()
+    assert caught.value.signal == signal.SIGTERM
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    with Stop().listening(), pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
