@@ -57,7 +57,7 @@ class BladeMethod:
         self._round = 0
         self._forward: torch.Tensor | None = None
         self._first: ScoringPair | None = None
-        self._ensemble: list[ScoringPair] = []
+        self._last: ScoringPair | None = None
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -83,8 +83,8 @@ class BladeMethod:
         if self._by_token:
             learning = self._round < self._context.schedule.rounds
             return self._score_tokens(block, learning=learning)
-        if self._ensemble:
-            return ensemble_scores(self._ensemble, block, self._most)
+        if self._first is not None and self._last is not None:
+            return ensemble_scores(self._first, self._last, block, self._most)
         control = document_losses(self._pair.control or self._proxy.scored, block, self._most)
         reference = document_losses(self._reference, block, self._most)
         excess = excess_loss(control, reference)
@@ -113,7 +113,7 @@ class BladeMethod:
             "lambda": self._lambda,
             "round": self._round,
             "first": self._pair.weights_of(self._first),
-            "spread": self._ensemble[1].spread if self._ensemble else None,
+            "spread": self._last.spread if self._last else None,
         }
         torch.save(state, path)
 
@@ -126,10 +126,9 @@ class BladeMethod:
         self._lambda = state["lambda"]
         self._round = state["round"]
         self._first = self._pair.scoring_pair(state["first"])
-        self._ensemble = []
-        if self._first is not None and state["spread"] is not None:
-            pair = ScoringPair(self._scored_control(), self._reference, state["spread"])
-            self._ensemble = [self._first, pair]
+        self._last = None
+        if state["spread"] is not None:
+            self._last = ScoringPair(self._scored_control(), self._reference, state["spread"])
 
     def _gather_ensemble(self, round_index: int) -> None:
         """Keep the first sync's pair; at the last scoring, join it with the one at hand."""
@@ -139,7 +138,7 @@ class BladeMethod:
         sample = self._pair.pool_sample()
         pair = measure_spread(self._scored_control(), self._reference, sample, self._most)
         self._first = self._first or pair
-        self._ensemble = [self._first, pair] if scoring else []
+        self._last = pair if scoring else None
 
     def _scored_control(self) -> LanguageModel:
         """What the reference is compared with, frozen."""

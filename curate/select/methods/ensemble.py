@@ -1,9 +1,10 @@
-"""Scores by several pairs at once: the first sync's and the one at hand.
+"""Scores by two pairs at once: the first sync's and the last.
 
 A pair sees the pool as a model of its stage does. The first judges before the proxy has learned
 what it picks, the last after; a document that both prefer is a safer choice than the favourite of
-either (benchmarks/LOG.md). Excess losses are divided by their spread over a sample of the pool, so
-that no pair outvotes another by having moved further.
+either. Each lets in noise of its own, the last more, so the first counts twice
+(benchmarks/LOG.md). Excess losses are divided by their spread over a sample of the pool, so that
+no pair outvotes the other by having moved further.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from curate.score.excess import excess_loss
 from curate.score.loss import Float64, document_losses, tokens_read
 from curate.select.methods.base import Scores
 from curate.train.model import LanguageModel
+
+FIRST_WEIGHT = 2 / 3
+"""Share of the first pair in the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +52,20 @@ def measure_spread(
     return ScoringPair(control, reference, spread if spread > 0 else 1.0)
 
 
-def ensemble_scores(pairs: list[ScoringPair], documents: Documents, most: int | None) -> Scores:
-    """Mean over the pairs of excess loss / spread, `most` tokens read of a document.
+def ensemble_scores(
+    first: ScoringPair, last: ScoringPair, documents: Documents, most: int | None
+) -> Scores:
+    """Weighted mean over two pairs of excess loss / spread, `most` tokens read of a document.
 
-    Losses and excess loss are means over the pairs too, so that proxy loss - reference loss is the
-    excess loss.
+    Losses and excess loss are weighted alike, so that proxy loss - reference loss is the excess
+    loss.
     """
     control, reference, score = (np.zeros(len(documents)) for _ in range(3))
-    for pair in pairs:
+    for pair, weight in ((first, FIRST_WEIGHT), (last, 1 - FIRST_WEIGHT)):
         ours, theirs = pair.losses(documents, most)
-        control += ours / len(pairs)
-        reference += theirs / len(pairs)
-        score += excess_loss(ours, theirs) / pair.spread / len(pairs)
+        control += weight * ours
+        reference += weight * theirs
+        score += weight * excess_loss(ours, theirs) / pair.spread
     excess = excess_loss(control, reference)
     read = tokens_read(documents.lengths, most)
     return Scores(control, reference, excess, score, tokens_read=read)
