@@ -19,7 +19,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 ORDER = ["read", "train", "score", "select", "log", "write", "pipeline", "evaluation", "cli"]
 """A room imports from those before it. `write` draws the card and the report from the log."""
-SHARED = {"config", "errors", "records", "files", "noise"}
+SHARED = {"config", "errors", "records", "files", "noise", "stop"}
 """Rooms that every other may import."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

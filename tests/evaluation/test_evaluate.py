@@ -207,7 +207,7 @@ def test_the_manifest_knows_the_new_files(evaluated: Evaluated) -> None:
 def test_nothing_else_was_touched(evaluated: Evaluated) -> None:
     before, after = evaluated.before, snapshot(evaluated.run.out)
     changed = {name for name in before if after[name] != before[name]}
-    assert changed == {"selection_log.duckdb", "manifest.json"}
+    assert changed == {"selection_log.duckdb", "manifest.json", "state/lock"}
     new = {name.split("/")[0] for name in after.keys() - before.keys()}
     assert new == {"evaluation", "evaluation.json"}
     assert not (evaluated.run.out / "evaluation" / "sample").exists()
