@@ -74,7 +74,9 @@ def main() -> None:
             number = min(range(len(names)), key=lambda i: found[names[i]]["kills"])
             row, settings = found[names[number]], KINDS[names[number]]
             out = base / f"out-{number}-{row['runs']}"
-            kills = kill_until_done(context, inputs, out, settings, row["whole_seconds"], chance)
+            kills = kill_until_done(
+                context, inputs, out, settings, row["whole_seconds"], chance, 20
+            )
             assert_same_outcome(Run(inputs, out), Run(inputs, base / f"whole-{number}"))
             row["kills"] += len(kills.stages)
             row["runs"] += 1

@@ -55,15 +55,20 @@ def kill_until_done(
     settings: Mapping[str, Any],
     span: float,
     chance: random.Random,
+    most: int,
 ) -> Kills:
-    """Start a run again and again, killed after up to `span` seconds each, until it is done."""
+    """Start a run again and again, killed after up to `span` seconds each, until it is done.
+
+    After `most` kills it is left alone.
+    """
     kills = Kills()
     while True:
         process = context.Process(target=run_tiny, args=(inputs, out), kwargs=settings)
         started = time.monotonic()
         process.start()
-        process.join(chance.uniform(0, span))
-        process.kill()
+        if len(kills.stages) < most:
+            process.join(chance.uniform(0, span))
+            process.kill()
         process.join()
         kills.seconds_done += time.monotonic() - started
         if process.exitcode == 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kill_helpers import fork_server, kill_until_done, timed_run
-from run_helpers import Run, assert_same_outcome, write_pool
+from run_helpers import Run, assert_same_outcome, write_plain_pool
 from test_resume import SETTINGS
 
 KILLS = 5
@@ -20,11 +20,11 @@ EVERY_PART = {**SETTINGS, "compute__checkpoint_minutes": 0}
 @pytest.mark.parametrize("settings", [EVERY_PART, SETTINGS], ids=["parts", "stages"])
 def test_killed_at_random(settings: dict[str, object], tmp_path: Path) -> None:
     context, chance = fork_server(), random.Random(0)
-    inputs = write_pool(tmp_path / "inputs")
+    inputs = write_plain_pool(tmp_path / "inputs")
     span = timed_run(context, inputs, tmp_path / "whole", settings)
-    kills, number = 0, 0
+    kills = 0
     while kills < KILLS:
-        out = tmp_path / f"out-{number}"
-        kills += len(kill_until_done(context, inputs, out, settings, span, chance).stages)
+        out = tmp_path / f"out-{kills}"
+        found = kill_until_done(context, inputs, out, settings, span, chance, KILLS - kills)
+        kills += len(found.stages)
         assert_same_outcome(Run(inputs, out), Run(inputs, tmp_path / "whole"))
-        number += 1

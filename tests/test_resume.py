@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,43 +310,6 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path, fault: Fault) -> None:
     assert result.stdout == ""
     assert result.stderr.endswith("\nInterrupted. Run the same command again to go on.\n")
     assert stages_of(Run(inputs, out)) == ["tokenizer", "tokens"]
-
-
-def test_a_real_signal_in_the_middle(tmp_path: Path) -> None:
-    inputs = write_plain_pool(tmp_path, rows=8)
-    settings = {"blade__passes": 12, "blade__warmup_tokens": 0}
-    whole = run_tiny(inputs, tmp_path / "whole", **settings)
-    out = tmp_path / "out"
-    command = [
-        sys.executable, "-c", "from curate.cli import main; main()",
-        *run_arguments(inputs, out, **settings),
-    ]  # fmt: skip
-    # A runner that was itself started in the background hands down an ignored SIGINT.
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )  # fmt: skip
-    try:
-        manifest = out / "manifest.json"
-        while process.poll() is None:
-            if manifest.exists() and "round-0000" in manifest.read_text():
-                process.send_signal(signal.SIGINT)
-                break
-            time.sleep(0.005)
-        stdout, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, stderr
-    assert stderr.endswith("\nInterrupted. Run the same command again to go on.\n")
-    assert "Traceback" not in stderr
-    assert stdout == ""
-    done = stages_of(Run(inputs, out))
-    assert "round-0000" in done
-    assert "complete" not in done
-    result = curate(*run_arguments(inputs, out, **settings))
-    assert result.exit_code == 0, result.stderr
-    assert_same_outcome(Run(inputs, out), whole)
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
