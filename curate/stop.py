@@ -68,6 +68,7 @@ class Stop:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         for one in _SIGNALS:
-            signal.signal(one, signal.SIG_DFL)
+            if signal.getsignal(one) == self._hear:  # one that was ignored stays so
+                signal.signal(one, signal.SIG_DFL)
         if not self._deferred:
             raise Interrupted(number)

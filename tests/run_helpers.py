@@ -25,6 +25,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from curate.records import OUTPUT_COLUMNS
+from curate.stop import Stop
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -182,7 +183,7 @@ def run_arguments(inputs: Path, out: Path, **settings: Any) -> list[str]:
     ]  # fmt: skip
 
 
-def run_tiny(inputs: Path, out: Path, **settings: Any) -> Run:
+def run_tiny(inputs: Path, out: Path, stop: Stop | None = None, **settings: Any) -> Run:
     """Run `curate run` on the pool in `inputs`, in this process and without the command line."""
     from curate.config import load_config
     from curate.pipeline import run
@@ -190,7 +191,7 @@ def run_tiny(inputs: Path, out: Path, **settings: Any) -> Run:
     given = {key.replace("__", "."): value for key, value in settings.items()}
     paths = {"pool": str(inputs / "pool"), "target": str(inputs / "target.parquet")}
     config = load_config(None, {**paths, "out": str(out), **TINY, **given})
-    run(config, io.StringIO())
+    run(config, io.StringIO(), stop)
     return Run(inputs, out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 from run_helpers import (
-    TINY,
     Run,
     assert_same_outcome,
     curate,
@@ -27,8 +25,6 @@ from run_helpers import (
 )
 from test_resume import SETTINGS, break_call
 
-from curate.config import load_config
-from curate.pipeline import run
 from curate.stop import Interrupted, Stop
 
 
@@ -47,19 +43,12 @@ class StopAt(Stop):
         return super().asked
 
 
-def run_with(stop: Stop, inputs: Path, out: Path, **settings: Any) -> None:
-    given = {key.replace("__", "."): value for key, value in settings.items()}
-    paths = {"pool": str(inputs / "pool"), "target": str(inputs / "target.parquet")}
-    config = load_config(None, {**paths, "out": str(out), **TINY, **given})
-    run(config, io.StringIO(), stop)
-
-
 def stop_until_done(inputs: Path, out: Path, look: int, **settings: Any) -> list[str]:
     """Stop a run at every `look`-th look and start it again; what it was stopped in."""
     stopped: list[str] = []
     while True:
         try:
-            run_with(StopAt(look), inputs, out, **settings)
+            run_tiny(inputs, out, StopAt(look), **settings)
         except Interrupted as error:
             assert error.signal == signal.SIGTERM
             manifest = json.loads((out / "manifest.json").read_text())
