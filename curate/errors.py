@@ -29,6 +29,16 @@ class InvalidInput(CurateError):
     exit_code = 2
 
 
+class DamagedShard(InvalidInput):
+    """A file of a corpus that is there but is not what it claims to be; others may be sound."""
+
+
+class TooMuchDamage(CurateError):
+    """More of the pool cannot be read than `max_bad_fraction` allows."""
+
+    exit_code = 3
+
+
 class OutputConflict(InvalidInput):
     """The output folder holds something this run must not touch."""
 

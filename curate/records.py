@@ -39,9 +39,13 @@ DOCUMENT = pa.schema(
         pa.field("row", pa.int64()),
         pa.field("tokens", pa.int64()),
         pa.field("bytes", pa.int64()),
+        pa.field("problem", pa.string()),
     ]
 )
-"""One row per pool row, in pool order; the user's metadata columns follow these."""
+"""One row per pool row, in pool order; the user's metadata columns follow these.
+
+`problem` says why a row cannot be used (it then has no tokens), and is null for all others.
+"""
 
 DECISION = pa.schema(
     [

@@ -328,6 +328,13 @@ class Config(Section):
         "spaced pieces. By default 256 by document, all by token",
         minimum=4,
     )
+    max_bad_fraction: float = option(
+        0.01,
+        "share of the pool's bytes that may lie in shards and rows that cannot be read; they are "
+        "quarantined, and more of them stop the run",
+        minimum=0,
+        maximum=1,
+    )
     seed: int = option(0, "every random choice follows from it", minimum=0, maximum=2**63 - 1)
     text_column: str = option("text", "the pool's column that holds the text")
     target_text_column: str | None = option(

@@ -16,7 +16,7 @@ from curate.evaluation.tokens import cached_tokens
 from curate.read.cache import TokenCache
 from curate.read.corpus import Corpus, open_corpus
 from curate.read.documents import Documents, offsets_from_lengths
-from curate.read.tokenizer import TextTokenizer, load_tokenizer, text_bytes, text_values
+from curate.read.tokenizer import TextTokenizer, load_tokenizer, sound_texts, text_bytes
 from curate.records import make_document_id
 from curate.train.compute import Compute, resolve_compute
 from curate.train.model import ModelShape, find_shape
@@ -108,7 +108,9 @@ def open_pool(run: FinishedRun, source: str | None) -> Corpus:
         InvalidInput: it is gone, or not what it was.
     """
     try:
-        pool = open_corpus(source or run.config.pool, text_column=run.config.text_column)
+        pool = open_corpus(
+            source or run.config.pool, text_column=run.config.text_column, tolerant=True
+        )
     except InvalidInput as error:
         raise InvalidInput(
             error.problem, "Say with --pool where the pool of the run lies now."
@@ -186,7 +188,7 @@ def read_documents(corpus: Corpus, tokenizer: TextTokenizer) -> tuple[Documents,
             first = make_document_id(shard.shard_id, first_row)
             ids.extend(range(first, first + batch.num_rows))
             sizes.extend(text_bytes(column).tolist())
-            texts.extend(text_values(column))
+            texts.extend(sound_texts(column, shard, first_row))
             tokens.extend(tokenizer.encode(texts[-batch.num_rows :]))
     lengths = np.array([len(one) for one in tokens], dtype=np.int64)
     every = Documents(

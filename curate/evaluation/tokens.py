@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from curate.errors import InvalidInput
+from curate.errors import DamagedShard, InvalidInput
 from curate.evaluation.arms import Sample
 from curate.evaluation.runs import FinishedRun, read_kept
 from curate.evaluation.store import Store, has_store, open_store, write_store
@@ -57,15 +57,17 @@ def tokenize_pool(
     place = run.out / FOLDER / "tokens"
     shutil.rmtree(place, ignore_errors=True)
     partitions = plan_partitions(pool)
-    fragments = []
+    cache = TokenCache(place, (), partitions)
     progress.start("tokenize", sum(shard.text_bytes for shard in pool.shards), "B")
-    for shard in pool.shards:
-        for fragment in write_fragments(
-            pool, shard, tokenizer, place, metadata_columns=[], partitions=partitions, seed=0
-        ):
-            fragments.append(fragment)
-            progress.advance(fragment.bytes)
-    cache = TokenCache(place, tuple(fragments), partitions)
+    for shard in pool.sound:
+        try:
+            for fragment in write_fragments(
+                pool, shard, tokenizer, place, metadata_columns=[], partitions=partitions, seed=0
+            ):
+                cache = cache.with_fragment(fragment)
+                progress.advance(fragment.bytes)
+        except DamagedShard as damage:
+            cache = cache.with_damage(shard.shard_id, damage.problem)
     index = {"tokenizer": tokenizer.fingerprint, "cache": cache.to_json()}
     write_text(place / "cache.json", json.dumps(index) + "\n")
     return cache

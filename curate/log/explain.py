@@ -29,7 +29,7 @@ def render_why(rows: Sequence[_Row]) -> str:
 def render_summary(summary: Mapping[str, Any]) -> str:
     """The run at a glance: figures, reasons, keep rates, rounds and time."""
     parts = [
-        _run(summary["run"]),
+        _run(summary["run"]) + _damaged(summary["damaged_shards"]),
         _reasons(summary["reasons"]),
         _keep_rates(summary["keep_rates"]),
         _rounds(summary["rounds"]),
@@ -53,6 +53,13 @@ def _run(run: _Row) -> str:
     if kept is not None and pool:
         lines[-1] += f" ({_percent(kept / pool)} of the pool's tokens)"
     return "\n".join(lines) + "\n"
+
+
+def _damaged(shards: int) -> str:
+    if not shards:
+        return ""
+    files = "1 shard" if shards == 1 else f"{shards:,} shards"
+    return f"Quarantined: {files} of the pool (FROM quarantined says why)\n"
 
 
 def _reasons(rows: Sequence[_Row]) -> str:

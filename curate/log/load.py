@@ -239,7 +239,8 @@ def _insert_documents(
     connection.execute(
         f"""
         INSERT INTO document
-        SELECT d.c0, d.c1, d.c2, d.c3, d.c4, s.weight, s.kept, s.tokens_kept, s.reason{extra}
+        SELECT d.c0, d.c1, d.c2, d.c3, d.c4, s.weight, s.kept, s.tokens_kept, s.reason,
+            d.c5{extra}
         FROM (SELECT * FROM {_scan(built_in + metadata)}) AS d
         JOIN ({outcome}) AS s ON s.document_id = d.c0
         ORDER BY d.c0

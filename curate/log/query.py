@@ -26,6 +26,9 @@ LOG_NAME = "selection_log.duckdb"
 
 BATCH_ROWS = 8192
 
+DAMAGED_SHARDS = "SELECT count(*) AS shards FROM shard WHERE status = 'quarantined'"
+"""Counts the quarantined shards of a log."""
+
 _LARGEST_ID = 2**63 - 1
 _SQL_REMEDY = "Run DESCRIBE or SHOW TABLES to see what the log holds."
 _ID_REMEDY = "Give a document_id from the document table, or SHARD:ROW."
@@ -106,6 +109,7 @@ def summary(out: Path) -> dict[str, Any]:
     Returns:
         run: the row of the `run` table, without its config and stage times.
         rounds: the rows of the `round` table.
+        damaged_shards: how many shards of the pool were quarantined.
         reasons: for each reason, whether it keeps, its documents and its tokens.
         keep_rates: the metadata `column` chosen, the first of `grouping_columns`, with few enough
             for a keep_rate view, its ten values with most tokens as `rows`, and how many values
@@ -119,6 +123,7 @@ def summary(out: Path) -> dict[str, Any]:
         return {
             "run": run,
             "rounds": fetch_rows(connection, "FROM round ORDER BY round"),
+            "damaged_shards": fetch_rows(connection, DAMAGED_SHARDS)[0]["shards"],
             "reasons": fetch_rows(
                 connection,
                 "SELECT reason, kept, count(*) AS documents, sum(tokens)::BIGINT AS tokens "

@@ -74,10 +74,14 @@ SHARD = Table(
         Column("shard_id", "INTEGER", "Number of the shard in the pool, from 0."),
         Column("uri", "VARCHAR", "Path or address of the file."),
         Column("bytes", "BIGINT", "Size of the file in bytes."),
-        Column("rows", "BIGINT", "Rows of the file, empty documents included."),
+        Column(
+            "rows",
+            "BIGINT",
+            "Rows of the file, empty and quarantined ones included; NULL where damage hides it.",
+        ),
         Column("fingerprint", "VARCHAR", "What the file's content was recognized by."),
-        Column("status", "VARCHAR", "What became of the shard, for example done or failed."),
-        Column("error", "VARCHAR", "Why the shard could not be read; NULL when it could."),
+        Column("status", "VARCHAR", "ok, or quarantined: the shard is damaged and was left out."),
+        Column("error", "VARCHAR", "Why it is quarantined; NULL where it is not."),
         Column("documents", "BIGINT", "Rows with at least one token."),
         Column("tokens", "BIGINT", "Tokens of all its documents."),
     ),
@@ -142,6 +146,7 @@ DOCUMENT_REASONS: dict[str, str] = {
     "overruled": "dropped: a round kept it, but not the one that decides",
     "never_selected": "dropped: below the cut-off in every round that visited it",
     "empty": "dropped: the document has no tokens",
+    "quarantined": "dropped: the row cannot be used, see problem",
 }
 """The values of `document.reason`, which the selection writes."""
 
@@ -172,6 +177,7 @@ DOCUMENT = Table(
             "; ".join(f"{reason} = {meaning}" for reason, meaning in DOCUMENT_REASONS.items())
             + ".",
         ),
+        Column("problem", "VARCHAR", "Why the row cannot be used; NULL where it can."),
     ),
 )
 

@@ -43,6 +43,24 @@ _HISTOGRAM = (
 )
 
 
+_QUARANTINED = (
+    Column("shard_id", "INTEGER", "Number of the shard in the pool, from 0."),
+    Column("uri", "VARCHAR", "Path or address of the file."),
+    Column("row", "BIGINT", "Row within the shard, from 0; NULL where it is the whole shard."),
+    Column("rows", "BIGINT", "Rows that are lost; NULL where damage hides how many they are."),
+    Column("problem", "VARCHAR", "Why it cannot be read."),
+)
+
+_QUARANTINED_ROWS = """
+    SELECT shard_id, uri, NULL::BIGINT AS row, rows, error AS problem
+    FROM shard WHERE status = 'quarantined'
+    UNION ALL
+    SELECT d.shard_id, s.uri, d.row, 1, d.problem
+    FROM document AS d JOIN shard AS s USING (shard_id) WHERE d.problem IS NOT NULL
+    ORDER BY shard_id, row
+"""
+
+
 def create_views(document: Table, few_valued: list[str]) -> list[str]:
     """The statements that create and explain all views.
 
@@ -60,6 +78,12 @@ def create_views(document: Table, few_valued: list[str]) -> list[str]:
             "SELECT * FROM document WHERE NOT kept",
             "The pool rows that are not in the curated dataset.",
             document.columns,
+        ),
+        *_create_view(
+            "quarantined",
+            _QUARANTINED_ROWS,
+            "What of the pool cannot be read: whole shards, and single rows of sound ones.",
+            _QUARANTINED,
         ),
     ]
     for name in few_valued:
@@ -191,6 +215,7 @@ def _final_explanation() -> str:
             ELSE 'Dropped: below the cut-off in every round that visited it (' || o.rounds || ').'
             END
         WHEN 'empty' THEN 'Dropped: the document has no tokens.'
+        WHEN 'quarantined' THEN 'Quarantined: the row cannot be used (' || o.problem || ').'
         ELSE CASE WHEN o.kept THEN {weight} ELSE 'Dropped' END
             || ': ' || coalesce(o.reason, 'no reason was recorded') || '.'
     END

@@ -23,6 +23,9 @@ from curate.read.corpus import Corpus
 
 FORMAT_VERSION = 1
 
+_FREE = ("max_bad_fraction", "compute.checkpoint_minutes")
+"""Settings that no result depends on: a run goes on under others."""
+
 
 class RunFolder:
     """One output folder and its manifest."""
@@ -225,6 +228,8 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 
 
 def _config_differences(found: Any, wanted: Any, path: str) -> list[str]:
+    if path in _FREE:
+        return []
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = [*wanted, *(key for key in found if key not in wanted)]
         return [

@@ -23,6 +23,7 @@ from curate.log.load import build_log
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.prepare import Inputs
 from curate.pipeline.progress import Progress
+from curate.pipeline.quarantine import damaged_shards
 from curate.pipeline.rounds import RoundFiles
 from curate.read.cache import TokenCache
 from curate.records import SHARD, make_document_id
@@ -196,6 +197,7 @@ def _run_record(inputs: Inputs, config: Config, folder: RunFolder) -> dict[str, 
 
 
 def _shard_table(inputs: Inputs, cache: TokenCache) -> pa.Table:
+    damaged = damaged_shards(inputs.pool, cache)
     totals = {shard.shard_id: [0, 0, 0] for shard in inputs.pool.shards}
     for fragment in cache.fragments:
         counts = (fragment.rows, fragment.documents, fragment.tokens)
@@ -207,10 +209,10 @@ def _shard_table(inputs: Inputs, cache: TokenCache) -> pa.Table:
             "shard_id": shard.shard_id,
             "uri": shard.uri,
             "bytes": shard.bytes,
-            "rows": totals[shard.shard_id][0],
+            "rows": shard.rows if shard.shard_id in damaged else totals[shard.shard_id][0],
             "fingerprint": shard.fingerprint,
-            "status": "ok",
-            "error": None,
+            "status": "quarantined" if shard.shard_id in damaged else "ok",
+            "error": damaged.get(shard.shard_id),
             "documents": totals[shard.shard_id][1],
             "tokens": totals[shard.shard_id][2],
         }

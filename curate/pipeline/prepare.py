@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pyarrow as pa
 import torch
 
 from curate.config import Config
-from curate.errors import InvalidInput
+from curate.errors import DamagedShard, InvalidInput
 from curate.log.load import check_log_path
 from curate.log.query import LOG_NAME
 from curate.pipeline.folder import RunFolder
+from curate.pipeline.quarantine import check_damage
 from curate.read.corpus import Corpus, open_corpus
 from curate.read.tokenizer import load_tokenizer, text_bytes
 from curate.records import output_columns
@@ -38,6 +40,7 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
 
     Raises:
         InvalidInput: a path, column, model, device or output folder cannot be used.
+        TooMuchDamage: too many shards of the pool are damaged.
     """
     _check_granularity(config)
     compute = resolve_compute(config.compute)
@@ -48,7 +51,9 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
         text_column=config.text_column,
         role="pool",
         reserved_columns=[field.name for field in output_columns(config.granularity)],
+        tolerant=True,
     )
+    check_damage(pool, config.max_bad_fraction)
     target = open_corpus(
         config.target,
         text_column=config.target_text_column or config.text_column,
@@ -116,10 +121,11 @@ def _check_window(config: Config, shape: ModelShape) -> None:
 
 def _check_text(corpus: Corpus, flag: str) -> None:
     """Read until the first document that is not empty."""
-    for shard in corpus.shards:
-        for _, batch in corpus.iter_batches(shard, columns=[corpus.text_column]):
-            if text_bytes(batch.column(0)).any():
-                return
+    for shard in corpus.sound:
+        with contextlib.suppress(DamagedShard):  # which is found, and counted, when all is read
+            for _, batch in corpus.iter_batches(shard, columns=[corpus.text_column]):
+                if text_bytes(batch.column(0)).any():
+                    return
     raise InvalidInput(
         f"The {corpus.role} has no text: every document is empty.",
         f"Give {flag} documents with text in column {corpus.text_column}.",

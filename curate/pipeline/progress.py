@@ -47,6 +47,10 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(self._postfix, refresh=False)
 
+    def note(self, line: str) -> None:
+        """Print a line that stays, above the bar where there is one."""
+        tqdm.write(line, file=self._stream)
+
     def close(self) -> None:
         """End the current bar."""
         if self._bar is not None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
-from curate.errors import InvalidInput
+from curate.errors import DamagedShard, InvalidInput
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.prepare import Inputs
 from curate.pipeline.progress import Progress
+from curate.pipeline.quarantine import check_damage, damaged_shards
 from curate.read.cache import (
-    Fragment,
     TokenCache,
     cache_from_json,
     plan_partitions,
@@ -25,8 +24,8 @@ from curate.read.tokenizer import (
     TextTokenizer,
     load_tokenizer,
     sample_texts,
+    sound_texts,
     text_bytes,
-    text_values,
     train_tokenizer,
 )
 from curate.records import make_document_id
@@ -61,6 +60,7 @@ def tokens_stage(
 
     Raises:
         InvalidInput: the whole pool gave no tokens.
+        TooMuchDamage: more of it cannot be read than `max_bad_fraction` allows.
     """
     place = folder.state / "tokens"
     done = folder.result("tokens")
@@ -72,13 +72,14 @@ def tokens_stage(
         cache = TokenCache(place, (), plan_partitions(inputs.pool))
     else:
         cache = cache_from_json(place, partial)
+    for problem in damaged_shards(inputs.pool).values():
+        progress.note(f"Quarantined: {problem}")
     progress.start("tokenize", sum(shard.text_bytes for shard in inputs.pool.shards), "B")
     started = time.monotonic()
     interval = 60 * inputs.config.compute.checkpoint_minutes
     try:
-        for fragment in _fragments(inputs, tokenizer, cache):
-            cache = dataclasses.replace(cache, fragments=(*cache.fragments, fragment))
-            progress.advance(fragment.bytes)
+        for cache in _grow(inputs, tokenizer, cache, progress):  # noqa: B020 (each holds the last)
+            check_damage(inputs.pool, inputs.config.max_bad_fraction, cache)
             if time.monotonic() - started >= interval:
                 folder.pause("tokens", cache.to_json(), started)
                 started = time.monotonic()
@@ -94,20 +95,32 @@ def tokens_stage(
     return cache
 
 
-def _fragments(inputs: Inputs, tokenizer: TextTokenizer, done: TokenCache) -> Iterator[Fragment]:
-    """The fragments of the pool that are not done yet, each whole when it is yielded."""
-    last = done.fragments[-1].shard_id if done.fragments else 0
-    for shard in inputs.pool.shards[last:]:
-        yield from write_fragments(
-            inputs.pool,
-            shard,
-            tokenizer,
-            done.folder,
-            metadata_columns=inputs.metadata_columns,
-            partitions=done.partitions,
-            seed=inputs.config.seed,
-            done=[one for one in done.fragments if one.shard_id == shard.shard_id],
-        )
+def _grow(
+    inputs: Inputs, tokenizer: TextTokenizer, cache: TokenCache, progress: Progress
+) -> Iterator[TokenCache]:
+    """The cache after each fragment that is not done yet, and after each shard that is damaged."""
+    last = cache.fragments[-1].shard_id if cache.fragments else 0
+    for shard in inputs.pool.sound:
+        if shard.shard_id < last or shard.shard_id in cache.damaged:
+            continue
+        try:
+            for fragment in write_fragments(
+                inputs.pool,
+                shard,
+                tokenizer,
+                cache.folder,
+                metadata_columns=inputs.metadata_columns,
+                partitions=cache.partitions,
+                seed=inputs.config.seed,
+                done=[one for one in cache.fragments if one.shard_id == shard.shard_id],
+            ):
+                cache = cache.with_fragment(fragment)
+                progress.advance(fragment.bytes)
+                yield cache
+        except DamagedShard as damage:
+            progress.note(f"Quarantined: {damage.problem}")
+            cache = cache.with_damage(shard.shard_id, damage.problem)
+            yield cache
 
 
 def read_target(inputs: Inputs, tokenizer: TextTokenizer) -> Documents:
@@ -120,7 +133,7 @@ def read_target(inputs: Inputs, tokenizer: TextTokenizer) -> Documents:
         for first_row, batch in target.iter_batches(shard, columns=[target.text_column]):
             column = batch.column(0)
             sizes.extend(text_bytes(column).tolist())
-            tokens.extend(tokenizer.encode(text_values(column)))
+            tokens.extend(tokenizer.encode(sound_texts(column, shard, first_row)))
             first = make_document_id(shard.shard_id, first_row)
             ids.extend(range(first, first + batch.num_rows))
             if sum(map(len, tokens)) > _TARGET_TOKENS:

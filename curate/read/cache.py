@@ -11,8 +11,8 @@ enough to shuffle in memory. Beside each token file lies a Parquet file with one
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from curate.files import atomic_path
 from curate.noise import make_key, random_uint64, shuffled_order
 from curate.read.corpus import Corpus, Shard
 from curate.read.documents import Documents, concatenate, offsets_from_lengths
-from curate.read.tokenizer import TextTokenizer, text_bytes, text_values
+from curate.read.tokenizer import NOT_UTF8, TextTokenizer, read_texts, text_bytes
 from curate.records import DOCUMENT, make_document_id
 
 FRAGMENT_TOKENS = 8_000_000
@@ -39,7 +39,10 @@ _LONGEST_METADATA_TEXT = 256
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A run of rows of one shard; `rows` counts all, `documents` those with at least one token."""
+    """A run of rows of one shard.
+
+    `rows` counts all, `documents` those with at least one token, `bad` those that cannot be used.
+    """
 
     name: str
     shard_id: int
@@ -47,15 +50,24 @@ class Fragment:
     documents: int
     tokens: int
     bytes: int
+    bad: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCache:
-    """All fragments of the pool, in pool order."""
+    """All fragments of the pool, in pool order.
+
+    Attributes:
+        folder: where they lie.
+        fragments: what is known of each.
+        partitions: in each fragment.
+        damaged: shards that turned out damaged as they were read, and why; none has a fragment.
+    """
 
     folder: Path
     fragments: tuple[Fragment, ...]
     partitions: int
+    damaged: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def documents(self) -> int:
@@ -66,6 +78,16 @@ class TokenCache:
     def tokens(self) -> int:
         """Tokens of the whole pool."""
         return sum(fragment.tokens for fragment in self.fragments)
+
+    def with_fragment(self, fragment: Fragment) -> TokenCache:
+        """The same with one more."""
+        return dataclasses.replace(self, fragments=(*self.fragments, fragment))
+
+    def with_damage(self, shard_id: int, problem: str) -> TokenCache:
+        """The same without what was read of a shard before it turned out damaged."""
+        sound = tuple(one for one in self.fragments if one.shard_id != shard_id)
+        damaged = {**self.damaged, shard_id: problem}
+        return dataclasses.replace(self, fragments=sound, damaged=damaged)
 
     def document_files(self) -> list[Path]:
         """Parquet files with one row per pool row, in pool order."""
@@ -96,14 +118,17 @@ class TokenCache:
     def to_json(self) -> dict[str, object]:
         """Plain values for the manifest."""
         fragments = [dataclasses.asdict(fragment) for fragment in self.fragments]
-        return {"partitions": self.partitions, "fragments": fragments}
+        damaged = {str(shard_id): problem for shard_id, problem in self.damaged.items()}
+        return {"partitions": self.partitions, "fragments": fragments, "damaged": damaged}
 
 
 def cache_from_json(folder: Path, tree: dict[str, object]) -> TokenCache:
     """Inverse of `TokenCache.to_json`."""
     fragments: list[dict[str, object]] = tree["fragments"]  # type: ignore[assignment]
     partitions: int = tree["partitions"]  # type: ignore[assignment]
-    return TokenCache(folder, tuple(Fragment(**one) for one in fragments), partitions)  # type: ignore[arg-type]
+    named: dict[str, str] = tree.get("damaged", {})  # type: ignore[assignment]
+    damaged = {int(shard_id): problem for shard_id, problem in named.items()}
+    return TokenCache(folder, tuple(Fragment(**one) for one in fragments), partitions, damaged)  # type: ignore[arg-type]
 
 
 def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Documents]:
@@ -152,21 +177,31 @@ def write_fragments(
     """Tokenize one shard into fragments under `folder`, each whole when it is yielded.
 
     The rows of `done`, its first fragments, are read over.
+
+    Raises:
+        DamagedShard: the shard turns out damaged; fragments that were yielded are void.
     """
     writer = _FragmentWriter(folder, shard.shard_id, partitions, seed)
     writer.fragments = len(done)
     next_row = sum(fragment.rows for fragment in done)
     columns = [corpus.text_column, *metadata_columns]
-    for first_row, batch in corpus.iter_batches(shard, columns=columns, batch_rows=256):
+    problems: dict[int, str] = {}
+    batches = corpus.iter_batches(
+        shard, columns=columns, batch_rows=256, on_bad=problems.__setitem__
+    )
+    for first_row, batch in batches:
         if first_row < next_row:
             continue
-        texts = batch.column(corpus.text_column)
+        column = batch.column(corpus.text_column)
+        texts, bad = read_texts(column)
+        problems.update({first_row + place: NOT_UTF8 for place in bad})
         metadata = [metadata_values(batch.column(name)) for name in metadata_columns]
         writer.add(
             first_row,
-            text_bytes(texts),
-            tokenizer.encode(text_values(texts)),
+            text_bytes(column),
+            tokenizer.encode(texts),
             pa.RecordBatch.from_arrays(metadata, names=list(metadata_columns)),
+            [problems.pop(row, None) for row in range(first_row, first_row + len(texts))],
         )
         if writer.full:
             yield writer.flush()
@@ -179,7 +214,17 @@ def metadata_values(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return pc.utf8_slice_codeunits(column, 0, _LONGEST_METADATA_TEXT).cast(pa.string())
+        return pc.utf8_slice_codeunits(_valid(column), 0, _LONGEST_METADATA_TEXT).cast(pa.string())
+    return column
+
+
+def _valid(column: pa.Array) -> pa.Array:
+    """A string column with bytes that are not UTF-8 replaced."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        values = column.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if one is None else one.decode(errors="replace") for one in values])
     return column
 
 
@@ -198,6 +243,7 @@ class _FragmentWriter:
         self.sizes: list[npt.NDArray[np.int64]] = []
         self.input_ids: list[npt.NDArray[np.integer]] = []
         self.metadata: list[pa.RecordBatch] = []
+        self.problems: list[str | None] = []
 
     @property
     def full(self) -> bool:
@@ -209,6 +255,7 @@ class _FragmentWriter:
         sizes: npt.NDArray[np.int64],
         input_ids: list[npt.NDArray[np.integer]],
         metadata: pa.RecordBatch,
+        problems: list[str | None],
     ) -> None:
         if self.rows == 0:
             self.first_row = first_row
@@ -217,6 +264,7 @@ class _FragmentWriter:
         self.sizes.append(sizes)
         self.input_ids.extend(input_ids)
         self.metadata.append(metadata)
+        self.problems.extend(problems)
 
     def flush(self) -> Fragment:
         name = f"shard-{self.shard_id:05d}-{self.fragments:05d}"
@@ -234,7 +282,13 @@ class _FragmentWriter:
         self._write_documents(name, every, rows)
         full = lengths > 0
         fragment = Fragment(
-            name, self.shard_id, self.rows, int(full.sum()), self.tokens, int(sizes.sum())
+            name,
+            self.shard_id,
+            self.rows,
+            int(full.sum()),
+            self.tokens,
+            int(sizes.sum()),
+            sum(problem is not None for problem in self.problems),
         )
         self.fragments += 1
         self._clear()
@@ -268,7 +322,8 @@ class _FragmentWriter:
     def _write_documents(self, name: str, every: Documents, rows: npt.NDArray[np.int64]) -> None:
         shard_ids = np.full(len(every), self.shard_id, dtype=np.int32)
         columns = [every.ids, shard_ids, rows, every.lengths, every.bytes]
-        table = pa.Table.from_arrays([pa.array(one) for one in columns], schema=DOCUMENT)
+        arrays = [*map(pa.array, columns), pa.array(self.problems, pa.string())]
+        table = pa.Table.from_arrays(arrays, schema=DOCUMENT)
         if self.metadata:
             extra = pa.Table.from_batches(self.metadata)
             for field, column in zip(extra.schema, extra.columns, strict=True):

@@ -3,7 +3,8 @@
 `open_corpus` finds the shards, looks at the footer of each one and raises on the first thing that
 would stop a run later; it reads no data (JSON lines have no footer: the start of each file stands
 in). The `Corpus` it returns lists the shards in a stable order and yields the rows of any of them
-in order, as record batches of one schema, with memory that does not grow with the file.
+in order, as record batches of one schema, with memory that does not grow with the file. Damaged
+shards are an error, or where they are tolerated are listed with what is wrong.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from curate.errors import InvalidInput
+from curate.errors import DamagedShard, InvalidInput
 from curate.read.hub import is_name, load_folder, load_name
 from curate.read.jsonl import JsonlReader
 from curate.read.locate import Located, display_uri, locate
 from curate.read.parquet import ParquetReader
-from curate.read.schema import Probe, check_columns, merge_alike, merge_inferred, project
+from curate.read.schema import (
+    OnBadRow,
+    Probe,
+    check_columns,
+    ignore_bad_row,
+    merge_alike,
+    merge_inferred,
+    project,
+)
 
 __all__ = ["Corpus", "Shard", "display_uri", "open_corpus"]
 
@@ -47,6 +56,8 @@ class Shard:
     """Estimate of the UTF-8 bytes of the text column."""
     fingerprint: str
     """Hash that changes with the file: sha256 hex over its size and both ends (files)."""
+    damage: str | None = None
+    """Why it cannot be read, as far as its footer tells; None where it can."""
 
 
 class Reader(Protocol):
@@ -56,8 +67,16 @@ class Reader(Protocol):
         """Describe the shard without reading its data."""
         ...
 
+    def fingerprint(self) -> str:
+        """What the shard is recognized by, as it is now."""
+        ...
+
     def read(
-        self, schema: pa.Schema, wanted: pa.Schema, batch_rows: int
+        self,
+        schema: pa.Schema,
+        wanted: pa.Schema,
+        batch_rows: int,
+        on_bad: OnBadRow = ignore_bad_row,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order as batches of `wanted`, a part of the corpus `schema`."""
         ...
@@ -72,24 +91,49 @@ class Corpus:
     """All columns in the order of the first shard, with its metadata."""
     text_column: str
     role: str
+    tolerant: bool
+    """Whether a row that cannot be used is reported; otherwise it is an error."""
     _readers: tuple[Reader, ...] = field(repr=False)
 
+    @property
+    def sound(self) -> tuple[Shard, ...]:
+        """The shards that can be read, as far as their footers tell."""
+        return tuple(shard for shard in self.shards if shard.damage is None)
+
     def iter_batches(
-        self, shard: Shard, columns: Sequence[str] | None = None, batch_rows: int = 1024
+        self,
+        shard: Shard,
+        columns: Sequence[str] | None = None,
+        batch_rows: int = 1024,
+        on_bad: OnBadRow | None = None,
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield (index in the shard of the batch's first row, batch), in row order.
 
         A batch has 1 to `batch_rows` rows and the types of `schema`, with the columns named by
-        `columns` (None: all) in schema order. No batch spans two row groups.
+        `columns` (None: all) in schema order. No batch spans two row groups. `on_bad` is told of
+        rows that cannot be used (broken JSON lines) before the batch with their nulls comes; by
+        default they are passed over where the corpus is tolerant, and otherwise an error.
 
         Raises:
-            InvalidInput: a column is unknown, or the data turns out damaged or unfit.
+            DamagedShard: the data turns out damaged.
+            InvalidInput: a column is unknown, or the shard is out of reach or changed meanwhile.
         """
+
+        def refuse(row: int, problem: str) -> None:
+            raise bad_row(shard, row, problem)
+
+        on_bad = on_bad or (ignore_bad_row if self.tolerant else refuse)
         wanted = project(self.schema, columns, self.role)
+        reader = self._readers[shard.shard_id]
         row = 0
-        for batch in self._readers[shard.shard_id].read(self.schema, wanted, batch_rows):
+        for batch in reader.read(self.schema, wanted, batch_rows, on_bad):
             yield row, batch
             row += batch.num_rows
+        if reader.fingerprint() != shard.fingerprint:
+            raise InvalidInput(
+                f"Shard {shard.uri} changed while it was read.",
+                "Wait until it is written, and start again with a new output folder.",
+            )
 
 
 def open_corpus(
@@ -98,6 +142,7 @@ def open_corpus(
     text_column: str = "text",
     role: str = "pool",
     reserved_columns: Sequence[str] = (),
+    tolerant: bool = False,
 ) -> Corpus:
     """Find and check the shards of `source`.
 
@@ -107,6 +152,8 @@ def open_corpus(
         text_column: the column that holds the document text.
         role: `pool` or `target`, for error messages.
         reserved_columns: names the corpus must not have, since the output adds them.
+        tolerant: list damaged shards as such, as long as there is a sound one, and pass over rows
+            that cannot be used.
 
     Raises:
         InvalidInput: a path, a shard or a column cannot be used; nothing was read but footers.
@@ -115,27 +162,43 @@ def open_corpus(
     shards: list[Shard] = []
     schemas: list[tuple[str, pa.Schema]] = []
     schema: pa.Schema | None = None
+    first_uri = ""
+    damage: DamagedShard | None = None
 
-    def check(found: pa.Schema) -> None:
-        check_columns(found, uris[0], role=role, text_column=text_column, reserved=reserved_columns)
+    def check(found: pa.Schema, uri: str) -> None:
+        check_columns(found, uri, role=role, text_column=text_column, reserved=reserved_columns)
 
     with closing(_probes(readers, text_column, _THREADS[kind])) as probes:
         for uri, probe in zip(uris, probes, strict=True):
             shards.append(_shard(len(shards), uri, kind, probe))
-            if kind == "jsonl":
+            if probe.damage is not None:
+                damage = damage or probe.damage
+                if not tolerant:
+                    raise damage
+            elif kind == "jsonl":
                 schemas.append((uri, probe.schema))
             elif schema is None:
-                check(schema := probe.schema)
+                check(schema := probe.schema, first_uri := uri)
             else:
-                schema = merge_alike(schema, uris[0], probe.schema, uri)
+                schema = merge_alike(schema, first_uri, probe.schema, uri)
+    if damage is not None and all(shard.damage for shard in shards):
+        raise damage
     if kind == "jsonl":
-        check(schema := merge_inferred(schemas))
+        check(schema := merge_inferred(schemas), schemas[0][0])
     return Corpus(
         shards=tuple(shards),
         schema=schema,
         text_column=text_column,
         role=role,
+        tolerant=tolerant,
         _readers=tuple(readers),
+    )
+
+
+def bad_row(shard: Shard, row: int, problem: str) -> InvalidInput:
+    """The error for a row that cannot be used, where every row is needed."""
+    return InvalidInput(
+        f"Row {row} of shard {shard.uri} cannot be used ({problem}).", "Repair or remove the row."
     )
 
 
@@ -175,4 +238,5 @@ def _shard(shard_id: int, uri: str, kind: str, probe: Probe) -> Shard:
         rows=probe.rows,
         text_bytes=probe.text_bytes,
         fingerprint=probe.fingerprint,
+        damage=probe.damage.problem if probe.damage else None,
     )

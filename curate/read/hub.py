@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from curate.errors import InvalidInput
 from curate.read.locate import connect, display_uri, short_reason
-from curate.read.schema import Probe, conform
+from curate.read.schema import OnBadRow, Probe, conform, ignore_bad_row
 
 PREFIX = "hf:"
 _OPTIONS = ("split", "config", "revision")
@@ -40,17 +40,25 @@ class HubReader:
             size=int(data.nbytes),
             rows=len(self.dataset),
             text_bytes=int(data.column(text_column).nbytes) if present else 0,
-            fingerprint=str(self.dataset._fingerprint),
+            fingerprint=self.fingerprint(),
         )
 
+    def fingerprint(self) -> str:
+        """What `datasets` knows it by."""
+        return str(self.dataset._fingerprint)
+
     def read(
-        self, schema: pa.Schema, wanted: pa.Schema, batch_rows: int
+        self,
+        schema: pa.Schema,
+        wanted: pa.Schema,
+        batch_rows: int,
+        on_bad: OnBadRow = ignore_bad_row,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order as batches of `wanted`, at most `batch_rows` rows each.
 
-        `schema` is the corpus schema, of which `wanted` is a part.
+        `schema` is the corpus schema, of which `wanted` is a part; `on_bad` is told nothing.
         """
-        del schema
+        del schema, on_bad
         for table in self.dataset.with_format("arrow").iter(batch_rows):
             for batch in table.combine_chunks().to_batches():
                 yield conform(batch, wanted)

@@ -1,9 +1,10 @@
 """Read one JSON lines shard, plain or compressed, as typed batches.
 
 JSON states no types. Those of a corpus are inferred from the first 16 MiB of every shard and hold
-for all of it: a later value or field that does not fit is an error, never a silent change. Strings
-stay strings, dates included. Integers beyond 64 bits signed are inferred as doubles. A shard is
-read in chunks of whole lines, so memory is bounded by the longest line and not by the file.
+for all of it: a line that is broken, or has a later value or field that does not fit, becomes a row
+of nulls that is reported, never a silent change. Strings stay strings, dates included. Integers
+beyond 64 bits signed are inferred as doubles. A shard is read in chunks of whole lines, so memory
+is bounded by the longest line and not by the file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
-from curate.errors import InvalidInput
-from curate.read.locate import Located, measure, shard_error, short_reason
-from curate.read.schema import Probe, conform
+from curate.errors import DamagedShard, InvalidInput
+from curate.read.locate import Located, fingerprint_now, measure, shard_error, short_reason
+from curate.read.schema import OnBadRow, Probe, conform, damaged, ignore_bad_row
 
 CHUNK_BYTES = 4 << 20
 """Least bytes of a chunk, but for the last."""
@@ -33,6 +34,10 @@ COMPRESSION_RATIO = 4
 """Assumed ratio of text to compressed file."""
 
 _BLOCK_BYTES = 1 << 20
+_ARROW_PLACE = re.compile(r"^Column .*Invalid: | at string index \d+$| in row \d+$")
+"""What Arrow says about a place in a chunk, which is not the place in the shard."""
+_HOPELESS_ROWS = 1000
+"""So many bad rows, and more of them than good ones, are no longer looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,41 +49,70 @@ class JsonlReader:
     def probe(self, text_column: str) -> Probe:
         """Infer the schema from the start of the file; `text_column` changes nothing here.
 
+        Broken lines are left out; a start without any other is the probe's damage.
+
         Raises:
-            InvalidInput: the shard is out of reach, or a line at its start is broken.
+            InvalidInput: the shard is out of reach, or its lines have no types in common.
         """
         del text_column
+        size, fingerprint = 0, ""
         try:
             with self.file.open(ranged=True) as stream:
                 size, fingerprint = measure(stream)
-            prefix = next(self._chunks(PREFIX_BYTES), b"")
+            schema = self._infer(next(self._chunks(PREFIX_BYTES), b""))
+        except DamagedShard as error:
+            return damaged(error, size, fingerprint)
+        except InvalidInput:
+            raise
         except Exception as error:  # every storage backend has exceptions of its own
-            raise shard_error(self.file, error, "JSONL") from None
+            return damaged(shard_error(self.file, error, "JSONL"), size, fingerprint)
         return Probe(
-            schema=self._infer(prefix),
+            schema=schema,
             size=size,
             rows=None,
             text_bytes=size * (COMPRESSION_RATIO if self.file.codec else 1),
             fingerprint=fingerprint,
         )
 
+    def fingerprint(self) -> str:
+        """Hash of both ends of the file as it is now."""
+        return fingerprint_now(self.file, "JSONL")
+
     def read(
-        self, schema: pa.Schema, wanted: pa.Schema, batch_rows: int
+        self,
+        schema: pa.Schema,
+        wanted: pa.Schema,
+        batch_rows: int,
+        on_bad: OnBadRow = ignore_bad_row,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the records in order as batches of `wanted`, at most `batch_rows` rows each.
 
-        Every record is checked against the corpus schema `schema`, wanted or not.
+        Every record is checked against the corpus schema `schema`, wanted or not. `on_bad` is told
+        of each that does not fit before the batch with its row of nulls comes.
 
         Raises:
-            InvalidInput: a record does not fit, or the shard is damaged or out of reach.
+            DamagedShard: the shard is damaged, or most of it does not fit.
+            InvalidInput: the shard is out of reach.
         """
-        row = 0
+        row = bad = 0
         chunks = self._chunks(CHUNK_BYTES)
         while chunk := self._next(chunks):
-            table = self._parse(chunk, schema, row)
-            for batch in table.to_batches(max_chunksize=batch_rows):
-                yield conform(batch, wanted)
-            row += table.num_rows
+            for part in _parse_parts(chunk, schema):
+                if isinstance(part, str):
+                    on_bad(row, part)
+                    bad += 1
+                    table = pa.Table.from_pylist([{}], schema)
+                else:
+                    table = part
+                for batch in table.to_batches(max_chunksize=batch_rows):
+                    yield conform(batch, wanted)
+                row += table.num_rows
+                if bad > _HOPELESS_ROWS and 2 * bad > row:
+                    raise DamagedShard(
+                        f"Shard {self.file.uri} is not a readable JSONL file ({bad:,} of its first "
+                        f"{row:,} rows cannot be read).",
+                        "Repair or remove the shard.",
+                    )
 
     def _next(self, chunks: Iterator[bytes]) -> bytes:
         try:
@@ -100,44 +134,66 @@ class JsonlReader:
                 yield stream
 
     def _infer(self, prefix: bytes) -> pa.Schema:
+        """The schema of the sound lines at the start."""
         if not prefix:
             return pa.schema([])
-        schema = self._parse(prefix, None, 0).schema
-        return pa.schema([field.with_type(keep_strings(field.type)) for field in schema])
-
-    def _parse(self, chunk: bytes, schema: pa.Schema | None, row: int) -> pa.Table:
-        """Decode a chunk whose first record is `row`; None infers the schema."""
+        parts = list(_parse_parts(prefix, None))
+        sound = [part for part in parts if not isinstance(part, str)]
+        if not sound:
+            raise DamagedShard(
+                f"Shard {self.file.uri} is not a readable JSONL file ({parts[0]}).",
+                "Repair or remove the shard.",
+            )
         try:
-            table = pyarrow.json.read_json(
-                io.BytesIO(chunk),
-                read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(chunk)),
-                parse_options=pyarrow.json.ParseOptions(
-                    explicit_schema=schema,
-                    unexpected_field_behavior="infer" if schema is None else "error",
-                ),
-            )
-            table.validate(full=True)  # the parser lets invalid UTF-8 through
-        except (pa.ArrowException, ValueError) as error:
-            raise self._misfit(chunk, schema, row, error) from None
-        return table
+            kinds = [keep_strings_in(part.schema) for part in sound]
+            return pa.unify_schemas(kinds, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise InvalidInput(
+                f"Shard {self.file.uri} has values of several types in one field "
+                f"({short_reason(error)}).",
+                "Give each field values of one type.",
+            ) from None
 
-    def _misfit(
-        self, chunk: bytes, schema: pa.Schema | None, row: int, error: Exception
-    ) -> InvalidInput:
-        lines = [line for line in chunk.splitlines() if line.strip()]
-        where = f"rows {row} to {row + len(lines) - 1}"
-        unseen = None if schema is None else _unseen_field(lines, frozenset(schema.names))
-        if unseen is not None:
-            return InvalidInput(
-                f'Shard {self.file.uri} has a field "{unseen}" in {where} that the first '
-                f"{PREFIX_BYTES >> 20} MiB of no shard has.",
-                "Put a record with every field near the start of a shard, or drop the field.",
-            )
-        reason = re.sub(r" in row \d+$", "", short_reason(error))
-        return InvalidInput(
-            f"Shard {self.file.uri} cannot be read as JSON lines in {where} ({reason}).",
-            "Repair those lines, or give each field values of one type.",
-        )
+
+def _parse_parts(chunk: bytes, schema: pa.Schema | None) -> Iterator[pa.Table | str]:
+    """The records of a chunk in order: tables of sound ones, and why a single one is not sound.
+
+    A chunk that does not parse is halved until what is broken stands alone; None infers schemas.
+    """
+    try:
+        table = _parse(chunk, schema)
+    except (pa.ArrowException, ValueError) as error:
+        lines = [line for line in chunk.split(b"\n") if line.strip()]
+        if len(lines) == 1:
+            yield _bad_line(lines[0], schema, error)
+            return
+    else:
+        yield table
+        return
+    middle = len(lines) // 2
+    yield from _parse_parts(b"\n".join(lines[:middle]), schema)
+    yield from _parse_parts(b"\n".join(lines[middle:]), schema)
+
+
+def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
+    table = pyarrow.json.read_json(
+        io.BytesIO(chunk),
+        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(chunk)),
+        parse_options=pyarrow.json.ParseOptions(
+            explicit_schema=schema,
+            unexpected_field_behavior="infer" if schema is None else "error",
+        ),
+    )
+    table.validate(full=True)  # the parser lets invalid UTF-8 through
+    return table
+
+
+def _bad_line(line: bytes, schema: pa.Schema | None, error: Exception) -> str:
+    """Why one line is not a record of the schema."""
+    unseen = None if schema is None else _unseen_field(line, schema.names)
+    if unseen is not None:
+        return f'field "{unseen}" is not in the first {PREFIX_BYTES >> 20} MiB of any shard'
+    return _ARROW_PLACE.sub("", short_reason(error))
 
 
 def line_chunks(stream: Any, least: int) -> Iterator[bytes]:
@@ -163,26 +219,27 @@ def line_chunks(stream: Any, least: int) -> Iterator[bytes]:
         yield chunk
 
 
-def keep_strings(kind: pa.DataType) -> pa.DataType:
-    """The inferred type with timestamps, which JSON writes as strings, as strings again."""
+def keep_strings_in(schema: pa.Schema) -> pa.Schema:
+    """The inferred schema with timestamps, which JSON writes as strings, as strings again."""
+    return pa.schema([field.with_type(_keep_strings(field.type)) for field in schema])
+
+
+def _keep_strings(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(kind):
         return pa.string()
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(keep_strings(kind.value_type)))
+        return pa.list_(kind.value_field.with_type(_keep_strings(kind.value_type)))
     if pa.types.is_struct(kind):
         fields = [kind.field(i) for i in range(kind.num_fields)]
-        return pa.struct([field.with_type(keep_strings(field.type)) for field in fields])
+        return pa.struct([field.with_type(_keep_strings(field.type)) for field in fields])
     return kind
 
 
-def _unseen_field(lines: list[bytes], names: frozenset[str]) -> str | None:
-    """The first top-level field outside `names`, or None where a line is broken before it."""
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            return None
-        for name in record if isinstance(record, dict) else ():
-            if name not in names:
-                return str(name)
-    return None
+def _unseen_field(line: bytes, names: Sequence[str]) -> str | None:
+    """The first top-level field of a record outside `names`, or None where the line is broken."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    fields = record if isinstance(record, dict) else ()
+    return next((str(name) for name in fields if name not in names), None)

@@ -19,9 +19,10 @@ from urllib.parse import unquote
 
 import fsspec
 import fsspec.core
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from curate.errors import InvalidInput
+from curate.errors import DamagedShard, InvalidInput
 
 EDGE_BYTES = 64 * 1024
 """Bytes read from each end of a file for its fingerprint."""
@@ -39,7 +40,6 @@ _PROTOCOLS = fsspec.available_protocols()
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _BUFFERED = frozenset({"s3", "s3a", "gs", "gcs", "http", "https", "abfs", "abfss", "az", "hf"})
 _AZURE = frozenset({"abfs", "abfss", "wasb", "wasbs"})
-_UNREACHABLE = (FileNotFoundError, PermissionError, TimeoutError, ConnectionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,16 +145,27 @@ def short_reason(error: BaseException) -> str:
 
 
 def shard_error(file: Located, error: BaseException, kind: str) -> InvalidInput:
-    """The error for a shard that is out of reach, or is not a readable file of `kind`."""
-    if isinstance(error, _UNREACHABLE):
-        return InvalidInput(
-            f"Shard {file.uri} cannot be opened ({short_reason(error)}).",
-            "Check that it is there and that you may read it.",
+    """The error for a shard that is out of reach, or a DamagedShard: not a readable `kind` file."""
+    if _is_damage(error):
+        return DamagedShard(
+            f"Shard {file.uri} is not a readable {kind} file ({short_reason(error)}).",
+            "Repair or remove the shard.",
         )
     return InvalidInput(
-        f"Shard {file.uri} is not a readable {kind} file ({short_reason(error)}).",
-        "Repair or remove the shard.",
+        f"Shard {file.uri} cannot be opened ({short_reason(error)}).",
+        "Check that it is there and that you may read it.",
     )
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether an error is about the bytes of a file, and not about getting them.
+
+    Decoders raise Arrow's errors, ValueErrors and bare OSErrors; storage raises OSErrors with a
+    number, their subclasses, and kinds of its own.
+    """
+    if isinstance(error, OSError):
+        return type(error) is OSError and error.errno is None
+    return isinstance(error, pa.ArrowException | ValueError)
 
 
 def measure(stream: BinaryIO) -> tuple[int, str]:
@@ -166,6 +177,19 @@ def measure(stream: BinaryIO) -> tuple[int, str]:
         digest.update(stream.read(EDGE_BYTES))
     stream.seek(0)
     return size, digest.hexdigest()
+
+
+def fingerprint_now(file: Located, kind: str) -> str:
+    """The fingerprint of a shard file as it is now.
+
+    Raises:
+        InvalidInput: it is out of reach.
+    """
+    try:
+        with file.open(ranged=True) as stream:
+            return measure(stream)[1]
+    except Exception as error:  # every storage backend has exceptions of its own
+        raise shard_error(file, error, kind) from None
 
 
 def _names(fs: Any, path: str) -> list[str]:

@@ -3,7 +3,7 @@
 The footer alone gives the schema, the row count and the size of the text column. Rows are decoded
 batch by batch through a small buffer per column, so neither the file nor a row group is held. On
 remote storage the selected columns of one row group are fetched ahead in few large requests, and
-one row group (compressed) is then the bound.
+one row group (compressed) is then the bound. Page checksums are verified where a file has them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.read.locate import Located, measure, shard_error
-from curate.read.schema import Probe, conform
+from curate.read.locate import Located, fingerprint_now, measure, shard_error
+from curate.read.schema import OnBadRow, Probe, conform, damaged, ignore_bad_row
 
 BUFFER_BYTES = 1 << 20
 """Read buffer per column chunk of a local file."""
@@ -29,11 +29,12 @@ class ParquetReader:
     file: Located
 
     def probe(self, text_column: str) -> Probe:
-        """Read the footer and both ends of the file.
+        """Read the footer and both ends of the file; a broken footer is the probe's damage.
 
         Raises:
-            InvalidInput: the shard is out of reach or its footer is unreadable.
+            InvalidInput: the shard is out of reach.
         """
+        size, fingerprint = 0, ""
         try:
             with self.file.open(ranged=True) as stream:
                 size, fingerprint = measure(stream)
@@ -46,18 +47,29 @@ class ParquetReader:
                     fingerprint=fingerprint,
                 )
         except Exception as error:  # every storage backend has exceptions of its own
-            raise shard_error(self.file, error, "Parquet") from None
+            return damaged(shard_error(self.file, error, "Parquet"), size, fingerprint)
+
+    def fingerprint(self) -> str:
+        """Hash of both ends of the file as it is now."""
+        return fingerprint_now(self.file, "Parquet")
 
     def read(
-        self, schema: pa.Schema, wanted: pa.Schema, batch_rows: int
+        self,
+        schema: pa.Schema,
+        wanted: pa.Schema,
+        batch_rows: int,
+        on_bad: OnBadRow = ignore_bad_row,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order as batches of `wanted`, at most `batch_rows` rows each.
 
-        `schema` is the corpus schema, of which `wanted` is a part.
+        `schema` is the corpus schema, of which `wanted` is a part. A row is not damaged alone, so
+        `on_bad` is told nothing.
 
         Raises:
-            InvalidInput: the data of the shard is damaged or out of reach.
+            DamagedShard: the data of the shard is damaged.
+            InvalidInput: the shard is out of reach.
         """
+        del on_bad
         columns = None if wanted.names == schema.names else wanted.names
         try:
             with self._open() as reader:
@@ -70,9 +82,14 @@ class ParquetReader:
 
     def _open(self) -> Any:
         if self.file.is_local:
-            return pq.ParquetFile(self.file.path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+            return pq.ParquetFile(
+                self.file.path,
+                buffer_size=BUFFER_BYTES,
+                pre_buffer=False,
+                page_checksum_verification=True,
+            )
         stream = pa.PythonFile(self.file.open(ranged=True), mode="r")
-        return pq.ParquetFile(stream, pre_buffer=True)
+        return pq.ParquetFile(stream, pre_buffer=True, page_checksum_verification=True)
 
 
 def _column_bytes(metadata: Any, name: str) -> int:

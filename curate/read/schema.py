@@ -8,12 +8,19 @@ with permissive promotion (int64 with double is double, anything with null is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from curate.errors import InvalidInput
+from curate.errors import DamagedShard, InvalidInput
+
+OnBadRow = Callable[[int, str], None]
+"""Told of a row that cannot be used: its number in the shard, and why."""
+
+
+def ignore_bad_row(row: int, problem: str) -> None:
+    """Leave it at the row of nulls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,22 @@ class Probe:
     text_bytes: int
     """Estimated UTF-8 bytes of the text column."""
     fingerprint: str
+    damage: DamagedShard | None = None
+    """Why nothing but its size and fingerprint is known."""
+
+
+def damaged(error: InvalidInput, size: int, fingerprint: str) -> Probe:
+    """The probe of a damaged shard; raises what is no damage."""
+    if not isinstance(error, DamagedShard):
+        raise error from None
+    return Probe(
+        schema=pa.schema([]),
+        size=size,
+        rows=None,
+        text_bytes=0,
+        fingerprint=fingerprint,
+        damage=error,
+    )
 
 
 def check_columns(

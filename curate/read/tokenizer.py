@@ -7,6 +7,7 @@ is put in front by `read.windows`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,12 +21,13 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from curate.errors import InvalidInput
+from curate.errors import DamagedShard, InvalidInput
 from curate.noise import make_key, shuffled_order, uniform
-from curate.read.corpus import Corpus, Shard
+from curate.read.corpus import Corpus, Shard, bad_row
 from curate.read.documents import Documents
 from curate.records import make_document_id
 
+NOT_UTF8 = "the text is not UTF-8"
 SEPARATOR = "<|endoftext|>"
 _SAMPLE_SPREAD = 4
 _LONGEST_SAMPLE_TEXT = 100_000
@@ -126,24 +128,57 @@ def sample_texts(corpus: Corpus, seed: int, sample_bytes: int) -> Iterator[str]:
     """A random sample of the pool's texts of about `sample_bytes` UTF-8 bytes.
 
     Reads whole shards in random order until they hold four times the sample, and thins them, so
-    that the cost is bounded by the sample and one shard, not by the pool.
+    that the cost is bounded by the sample and one shard, not by the pool. A shard that turns out
+    damaged gives what precedes the damage.
     """
-    shards = _spread_shards(corpus.shards, seed, sample_bytes)
+    shards = _spread_shards(corpus.sound, seed, sample_bytes)
     available = max(1, sum(shard.text_bytes for shard in shards))
     key = make_key(seed, "tokenizer sample")
     for shard in shards:
-        for first_row, batch in corpus.iter_batches(shard, columns=[corpus.text_column]):
-            ids = make_document_id(shard.shard_id, 0) + first_row + np.arange(batch.num_rows)
-            chosen = np.flatnonzero(uniform(key, ids) * available < sample_bytes)
-            for text in text_values(batch.column(corpus.text_column).take(pa.array(chosen))):
-                yield text[:_LONGEST_SAMPLE_TEXT]
+        with contextlib.suppress(DamagedShard):
+            for first_row, batch in corpus.iter_batches(shard, columns=[corpus.text_column]):
+                ids = make_document_id(shard.shard_id, 0) + first_row + np.arange(batch.num_rows)
+                chosen = np.flatnonzero(uniform(key, ids) * available < sample_bytes)
+                for text in text_values(batch.column(corpus.text_column).take(pa.array(chosen))):
+                    yield text[:_LONGEST_SAMPLE_TEXT]
 
 
 def text_values(column: pa.Array) -> list[str]:
-    """Python strings of a text column of any string type; null becomes the empty string."""
+    """Python strings of a text column of any string type; null becomes the empty string.
+
+    Bytes that are not UTF-8, which Parquet does not rule out, become the empty string too.
+    """
+    return read_texts(column)[0]
+
+
+def read_texts(column: pa.Array) -> tuple[list[str], list[int]]:
+    """As `text_values`, and the places of the texts that are not UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return [text or "" for text in column.to_pylist()]
+    with contextlib.suppress(UnicodeDecodeError):
+        return [text or "" for text in column.to_pylist()], []
+    texts: list[str] = []
+    bad: list[int] = []
+    values = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+    for place, value in enumerate(values):
+        try:
+            texts.append((value or b"").decode())
+        except UnicodeDecodeError:
+            texts.append("")
+            bad.append(place)
+    return texts, bad
+
+
+def sound_texts(column: pa.Array, shard: Shard, first_row: int) -> list[str]:
+    """As `text_values`, where every text is needed.
+
+    Raises:
+        InvalidInput: one is not UTF-8.
+    """
+    texts, bad = read_texts(column)
+    if bad:
+        raise bad_row(shard, first_row + bad[0], NOT_UTF8)
+    return texts
 
 
 def text_bytes(column: pa.Array) -> npt.NDArray[np.int64]:

@@ -127,7 +127,7 @@ def create_inputs(
 ) -> None:
     """Give a database the views `documents` and `decisions`, and the table `scales`."""
     every = database.read_parquet([str(path) for path in documents])
-    every.project("document_id, tokens").create_view("documents")  # not the user's columns
+    every.project("document_id, tokens, problem").create_view("documents")  # not the user's columns
     database.read_parquet([str(path) for path in decisions]).create_view("decisions")
     rows = pa.table(
         {
@@ -210,7 +210,8 @@ SELECT documents.document_id,
        round::INTEGER AS round,
        coalesce(kept, false) AS kept,
        CASE WHEN kept THEN documents.tokens ELSE 0 END AS tokens_kept,
-       CASE WHEN documents.tokens = 0 THEN 'empty'
+       CASE WHEN problem IS NOT NULL THEN 'quarantined'
+            WHEN documents.tokens = 0 THEN 'empty'
             WHEN kept AND units > 0 THEN 'selected'
             WHEN kept THEN 'filled'
             WHEN units > 0 THEN 'over_budget'

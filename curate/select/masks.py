@@ -119,7 +119,8 @@ SELECT documents.document_id,
        round::INTEGER AS round,
        coalesce(tokens_kept, 0) > 0 AS kept,
        coalesce(tokens_kept, 0)::BIGINT AS tokens_kept,
-       CASE WHEN tokens = 0 THEN 'empty'
+       CASE WHEN problem IS NOT NULL THEN 'quarantined'
+            WHEN tokens = 0 THEN 'empty'
             WHEN tokens_kept > 0 THEN 'selected'
             WHEN ever_kept THEN 'overruled'
             ELSE 'never_selected' END AS reason

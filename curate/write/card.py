@@ -23,7 +23,7 @@ import duckdb
 import yaml
 
 from curate.files import write_text
-from curate.log.query import grouping_columns, keep_rate_rows
+from curate.log.query import DAMAGED_SHARDS, grouping_columns, keep_rate_rows
 from curate.log.schema import DOCUMENT_REASONS
 
 Row = dict[str, Any]
@@ -95,7 +95,7 @@ def write_card(path: Path, log: Path) -> None:
             "## Load it\n",
             _TOKEN_LOADING if by_token else _LOADING,
             "## Figures\n",
-            _figures(run),
+            _figures(run) + _damaged(connection),
             "## Columns\n",
             "All columns of the pool, unchanged, then:\n",
             _COLUMNS + (_TOKEN_COLUMNS if by_token else ""),
@@ -200,6 +200,14 @@ def _figures(run: Row) -> str:
         f"Method {markdown_text(run['method'])}, unit {markdown_text(run['granularity'])}, "
         f"seed {run['seed']}.\n"
     )
+
+
+def _damaged(connection: duckdb.DuckDBPyConnection) -> str:
+    shards = query(connection, DAMAGED_SHARDS)[0]["shards"]
+    if not shards:
+        return ""
+    were = "1 damaged shard of the pool was" if shards == 1 else f"{shards:,} damaged shards were"
+    return f"\n{were} left out; the log's view `quarantined` says why.\n"
 
 
 def _reasons(connection: duckdb.DuckDBPyConnection) -> str:

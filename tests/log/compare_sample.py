@@ -59,6 +59,7 @@ class Sample:
             "bytes": self.tokens, "weight": [1.5 if kept else 0.0 for kept in self.kept],
             "score": [None] * count, "excess_loss": [None] * count, "round": [0] * count,
             "kept": self.kept, "tokens_kept": kept_tokens,
+            "problem": [None] * count,
             "reason": ["selected" if kept else "never_selected" for kept in self.kept],
         }  # fmt: skip
         visits = [

@@ -69,6 +69,7 @@ def document_fragments(folder: Path, metadata: Sequence[tuple[str, pa.Array]]) -
         [row for _, row in PLACES],
         TOKENS,
         [4 * tokens for tokens in TOKENS],
+        [None] * len(TOKENS),
         *(values for _, values in metadata),
     ]
     pieces = {"second": slice(4, 6), "first": slice(0, 4)}

@@ -51,12 +51,14 @@ def test_decision_and_document_are_their_records_and_what_is_derived():
         zip(records.DECISION.names, records.DECISION.types, strict=True)
     )
     document = [c.name for c in schema.DOCUMENT.columns]
-    assert document == [*records.DOCUMENT.names, "weight", "kept", "tokens_kept", "reason"]
+    *given, problem = records.DOCUMENT.names
+    assert document == [*given, "weight", "kept", "tokens_kept", "reason", problem]
 
 
 DECISION_COLUMNS = """document_id shard_id row round tokens bytes tokens_read
     proxy_loss reference_loss excess_loss score threshold kept tokens_kept reason"""
-DOCUMENT_COLUMNS = "document_id shard_id row tokens bytes weight kept tokens_kept reason source"
+DOCUMENT_COLUMNS = """document_id shard_id row tokens bytes weight kept tokens_kept reason problem
+    source"""
 
 
 def test_the_stored_columns_are_those_of_the_design(built):

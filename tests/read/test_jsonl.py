@@ -4,10 +4,10 @@ import json
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curate.errors import InvalidInput
+from curate.errors import DamagedShard, InvalidInput
 from curate.read import jsonl
 from curate.read.corpus import open_corpus
 
@@ -139,57 +139,88 @@ def test_shards_that_do_not_unify(tmp_path):
     )
 
 
-@pytest.fixture
-def long_shard(tmp_path):
-    """Writes a shard whose last record lies behind the prefix that is inferred from."""
-
-    def write(last):
-        path = tmp_path / "a.jsonl"
-        filler = lines([{"text": "x" * 1_000_000, "n": 1}]) * 18
-        path.write_bytes(filler + last + b"\n")
-        corpus = open_corpus(str(path))
-        with pytest.raises(InvalidInput) as caught:
-            read(corpus)
-        return path, caught.value
-
-    return write
-
-
-def test_a_late_value_that_does_not_fit(long_shard):
-    path, error = long_shard(b'{"text": "a", "n": "x"}')
-    assert error.problem == (
-        f"Shard {path} cannot be read as JSON lines in rows 15 to 18 "
-        "(JSON parse error: Column(/n) changed from number to string)."
-    )
-    assert error.remedy == "Repair those lines, or give each field values of one type."
-
-
-def test_a_late_field(long_shard):
-    path, error = long_shard(b'{"text": "a", "z": 1}')
-    assert error.problem == (
-        f'Shard {path} has a field "z" in rows 15 to 18 that the first 16 MiB of no shard has.'
-    )
-    assert error.remedy == (
-        "Put a record with every field near the start of a shard, or drop the field."
-    )
-
-
-def test_a_late_broken_line(long_shard):
-    path, error = long_shard(b'{"text": "a", ')
-    assert error.problem.startswith(f"Shard {path} cannot be read as JSON lines in rows 15 to 18 (")
+def read_with_problems(path, **options):
+    """The rows of the one shard, and what was said of those that cannot be used."""
+    corpus = open_corpus(str(path))
+    problems = {}
+    rows = read(corpus, on_bad=problems.__setitem__, **options)
+    return rows, problems
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"text": ', b"[1]", b'{"text": "\xff"}', b'{"text": "\\ud800"}']
+    ("last", "problem"),
+    [
+        (b'{"text": "a", "n": "x"}', "JSON parse error: Column(/n) changed from number to string"),
+        (b'{"text": "a", "z": 1}', 'field "z" is not in the first 16 MiB of any shard'),
+        (b'{"text": "a", ', "JSON parse error: Missing a name for object member"),
+    ],
 )
-def test_a_broken_line_at_the_start(tmp_path, line):
+def test_a_late_line_that_does_not_fit(tmp_path, last, problem):
+    """It lies behind the prefix that types are inferred from."""
     path = tmp_path / "a.jsonl"
-    path.write_bytes(lines(RECORDS) + line + b"\n")
+    filler = {"text": "x" * 1_000_000, "n": 1}
+    path.write_bytes(lines([filler]) * 18 + last + b"\n" + lines([filler]))
+    rows, problems = read_with_problems(path)
+    assert list(problems) == [18]
+    assert problems[18].startswith(problem)
+    assert rows == [filler] * 18 + [{"text": None, "n": None}, filler]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"text": ', b"[1]", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"\x00", b"x" * 99]
+)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_broken_line_at_the_start(tmp_path, line, place):
+    path = tmp_path / "a.jsonl"
+    good = [lines([record]) for record in RECORDS]
+    path.write_bytes(b"".join([*good[:place], line + b"\n", *good[place:]]))
+    rows, problems = read_with_problems(path, columns=["text"])
+    assert list(problems) == [place]
+    texts = [record["text"] for record in RECORDS]
+    assert [row["text"] for row in rows] == [*texts[:place], None, *texts[place:]]
+
+
+@settings(deadline=None)
+@given(broken=st.lists(st.booleans(), min_size=1, max_size=40))
+def test_every_broken_line_is_told_of_and_no_other(tmp_path_factory, broken):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    path.write_bytes(
+        b"".join(
+            b'{"text": 1\n' if bad else b'{"text": "%d"}\n' % i for i, bad in enumerate(broken)
+        )
+    )
+    if all(broken):
+        with pytest.raises(DamagedShard, match=r"is not a readable JSONL file \("):
+            open_corpus(str(path))
+        return
+    rows, problems = read_with_problems(path, batch_rows=3)
+    assert sorted(problems) == [i for i, bad in enumerate(broken) if bad]
+    assert [row["text"] for row in rows] == [
+        None if bad else str(i) for i, bad in enumerate(broken)
+    ]
+
+
+def test_mostly_broken_lines_are_a_damaged_shard(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines([{"text": "a"}]) * 900 + b"{\n" * 5000)
+    corpus = open_corpus(str(path))
+    with pytest.raises(DamagedShard) as caught:
+        read(corpus, on_bad=lambda row, problem: None)
+    assert caught.value.problem == (
+        f"Shard {path} is not a readable JSONL file (1,001 of its first 1,901 rows cannot be read)."
+    )
+
+
+def test_values_of_two_types_in_one_field(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines([{"text": "a", "n": 1}, {"text": "b", "n": "x"}]))
     with pytest.raises(InvalidInput) as caught:
         open_corpus(str(path))
-    assert caught.value.problem.startswith(
-        f"Shard {path} cannot be read as JSON lines in rows 0 to 3"
+    assert caught.value.problem == (
+        f"Shard {path} has values of several types in one field "
+        "(Unable to merge: Field n has incompatible types: int64 vs string)."
     )
+    assert not isinstance(caught.value, DamagedShard)
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd)])

@@ -49,7 +49,8 @@ class Case:
         order = np.argsort(self.ids)
         ids = [self.ids[i] for i in order]
         tokens = [self.tokens[i] for i in order]
-        columns = [ids, [i >> 40 for i in ids], [i & 0xFFFF for i in ids], tokens, [9] * n]
+        places = [i >> 40 for i in ids], [i & 0xFFFF for i in ids]
+        columns = [ids, *places, tokens, [9] * n, pa.nulls(n, pa.string())]
         return pa.table(columns, schema=DOCUMENT)
 
     def decision_table(self):

@@ -292,7 +292,7 @@ def test_a_restored_token_method_goes_on_bit_for_bit(planted, tmp_path):
 
 def test_the_last_visit_decides_and_the_weight_is_the_kept_share(tmp_path):
     tokens = {1: 4, 2: 0, 3: 2, 4: 3, 5: 5}
-    documents = [(one, 0, one, count, 9) for one, count in tokens.items()]
+    documents = [(one, 0, one, count, 9, None) for one, count in tokens.items()]
     visits = [(1, 0, 2), (3, 0, 2), (4, 0, 0), (1, 1, 1), (3, 1, 0), (4, 1, 3)]
     decisions = [
         (
