@@ -9,13 +9,14 @@ rounds, only the scoring at the end, which is decided over the pool as a whole.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from curate.config.schema import Config
 from curate.read.cache import TokenCache
@@ -106,6 +107,15 @@ class Context:
     decode: Callable[[Documents], list[str]]
     on_step: Callable[[StepRecord], None]
     on_tokens: Callable[[int], None] = field(default=lambda tokens: None)
+
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a method's state, to be read with `weights_only`.
+
+    Through a file of Python's, whose errors say what the system said; PyTorch's own do not.
+    """
+    with path.open("wb") as file:
+        torch.save(dict(state), file)
 
 
 class Method(Protocol):
