@@ -14,7 +14,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from curate.errors import DiskFull, OutputFailed, size_text
+from curate.errors import CurateError, DiskFull, OutputFailed, size_text
 
 _GO_ON = "run the same command again to go on"
 _NOT_FILES = (errno.EPIPE, errno.ENOMEM, errno.ECONNRESET, errno.ECONNREFUSED)
@@ -45,6 +45,12 @@ _SENTENCES = {
 _SPOKEN = (*_SENTENCES, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOENT, errno.ESTALE)
 """What is looked for in the texts of libraries that do not keep the number."""
 
+_DUCKDB = {
+    "max_temp_directory_size": errno.ENOSPC,  # by default it spills no more than is free
+    "No files found that match": errno.ENOENT,
+}
+"""What DuckDB says in words of its own."""
+
 _held: list[tuple[Path, Path]] = []
 
 
@@ -63,6 +69,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         number = _system_error(error)
+        if number is None and not isinstance(error, CurateError) and _removed(path):
+            number = errno.ENOENT  # whatever else was made of it
         if number is None or number in _NOT_FILES:
             raise
         raise _failure(path, number, error) from error
@@ -103,8 +111,10 @@ def _system_error(error: Exception) -> int | None:
     if not isinstance(error, OSError) and type(error) is not Exception and not _of_duckdb(error):
         return None
     text = str(error)
-    if _of_duckdb(error) and "max_temp_directory_size" in text:
-        return errno.ENOSPC  # by default it spills no more than is free
+    if _of_duckdb(error):
+        for words, number in _DUCKDB.items():
+            if words in text:
+                return number
     return next((number for number in _SPOKEN if os.strerror(number) in text), None)
 
 
@@ -145,7 +155,7 @@ def _too_large(path: Path) -> OutputFailed:
             "Give an output folder on another file system.",
         )
     return OutputFailed(
-        f"{path} is larger than the {size_text(limit)} that this process may write to a file.",
+        f"{path} met the limit of {size_text(limit)} that this process has for one file.",
         f"Raise the limit (ulimit -f) and {_GO_ON}.",
     )
 

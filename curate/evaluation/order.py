@@ -78,7 +78,7 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
 
 def _go_on(inputs: Inputs, request: str, stream: TextIO) -> dict[str, Any]:
     out = inputs.run.out
-    with writing(out), locked(out), Progress(stream) as progress:
+    with locked(out), writing(out), Progress(stream) as progress:
         plan = _resolve(inputs, progress)
         print(describe_plan(inputs, plan), file=stream)
         trained = _train_all(inputs, plan, progress, stream)

@@ -90,7 +90,7 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
 
 
 def _go_on(inputs: Inputs, folder: RunFolder, stream: TextIO, stop: Stop) -> dict[str, int]:
-    with writing(folder.path), locked(folder.path), Progress(stream) as progress:
+    with locked(folder.path), writing(folder.path), Progress(stream) as progress:
         folder.check(inputs.config, inputs.pool, inputs.target)  # another run may have been here
         folder.create()
         return _run_stages(inputs, folder, progress, stream, stop)

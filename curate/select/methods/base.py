@@ -112,10 +112,19 @@ class Context:
 def save_state(state: Mapping[str, Any], path: Path) -> None:
     """Write a method's state, to be read with `weights_only`.
 
-    Through a file of Python's, whose errors say what the system said; PyTorch's own do not.
+    Through a file of Python's, since PyTorch's own errors do not say what the system said.
+
+    Raises:
+        OSError: the system refused.
     """
-    with path.open("wb") as file:
-        torch.save(dict(state), file)
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(state), file)
+    except RuntimeError as error:  # PyTorch closes what it was writing, which fails anew
+        refused = error.__context__
+        if isinstance(refused, OSError):
+            raise OSError(refused.errno, refused.strerror) from error
+        raise
 
 
 class Method(Protocol):
