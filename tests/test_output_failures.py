@@ -41,8 +41,6 @@ from curate.read.tokenizer import train_tokenizer
 from curate.refusal import writing
 from curate.select.methods.base import save_state
 
-as_a_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
@@ -418,12 +416,13 @@ def test_an_output_below_a_file(whole: Run, tmp_path: Path) -> None:
 def read_only(folder: Path) -> Iterator[None]:
     folder.chmod(0o500)
     try:
+        if os.access(folder, os.W_OK):
+            pytest.skip("permissions do not bind this user")
         yield
     finally:
         folder.chmod(0o700)
 
 
-@as_a_user
 def test_an_output_whose_parent_may_not_be_written(whole: Run, tmp_path: Path) -> None:
     parent = tmp_path / "parent"
     parent.mkdir()
@@ -434,7 +433,6 @@ def test_an_output_whose_parent_may_not_be_written(whole: Run, tmp_path: Path) -
     assert listing(parent) == []
 
 
-@as_a_user
 def test_an_output_that_may_not_be_written(whole: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
