@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curate.config import Config, config_from_tree, load_config
-    from curate.errors import CurateError, InvalidInput
+    from curate.errors import CurateError, InvalidInput, OutputFailed
     from curate.evaluation import EvaluateSettings, Evaluation, evaluate
     from curate.log.compare import compare
     from curate.log.query import run_sql, summary, why
@@ -32,6 +32,7 @@ __all__ = [
     "EvaluateSettings",
     "Evaluation",
     "InvalidInput",
+    "OutputFailed",
     "RunSummary",
     "compare",
     "config_from_tree",
@@ -50,6 +51,7 @@ _HOMES = {
     "EvaluateSettings": ("curate.evaluation", "EvaluateSettings"),
     "Evaluation": ("curate.evaluation", "Evaluation"),
     "InvalidInput": ("curate.errors", "InvalidInput"),
+    "OutputFailed": ("curate.errors", "OutputFailed"),
     "RunSummary": ("curate.pipeline", "RunSummary"),
     "compare": ("curate.log.compare", "compare"),
     "config_from_tree": ("curate.config", "config_from_tree"),

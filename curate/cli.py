@@ -1,14 +1,17 @@
 """The command line: each verb parses its flags and calls the Python function of the same name.
 
-Exit codes: 0 done, 2 bad input (nothing written), 130 or 143 stopped by SIGINT or SIGTERM, 1 any
-other failure that curate knows. Errors are two sentences on standard error: what is wrong, and what
-to do.
+Exit codes: 0 done, 2 bad input (nothing written), 3 too much of the pool is damaged, 4 the output
+cannot be written (the same command goes on when it can), 130 or 143 stopped by SIGINT or SIGTERM, 1
+any other failure, whether curate knows it or not. Errors are two sentences on standard error: what
+is wrong, and what to do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +51,56 @@ Example:
 
 
 class Verbs(click.Group):
-    """Turns errors that curate knows into two sentences and an exit code."""
+    """Turns every failure into two sentences and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb."""
-        from curate.errors import CurateError
         from curate.stop import Stop
 
         ctx.obj = Stop()
         try:
             with ctx.obj.listening():
                 return super().invoke(ctx)
-        except CurateError as error:
-            click.echo(f"Error: {error.problem}\nTo fix: {error.remedy}", err=True)
-            ctx.exit(error.exit_code)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own to show; a reader that had enough, as of `curate log ... | head`
+        except Exception as error:
+            ctx.exit(_tell(error, ctx.invoked_subcommand))
         except KeyboardInterrupt as error:
             click.echo("\nInterrupted. Run the same command again to go on.", err=True)
             ctx.exit(128 + getattr(error, "signal", 2))
+
+
+def _tell(error: Exception, verb: str | None) -> int:
+    """Say on standard error what is wrong and what to do; returns the exit code."""
+    from curate.errors import CurateError
+    from curate.unexpected import foreseen, report
+
+    known = error if isinstance(error, CurateError) else foreseen(error, verb)
+    if known is None:
+        known = report(error, verb, sys.argv)
+    with contextlib.suppress(OSError):  # nobody is left to tell, but the exit code stays
+        click.echo(f"Error: {known.problem}\nTo fix: {known.remedy}", err=True)
+    return known.exit_code
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """Within, a standard output that cannot be written to ends the verb, but for a closed pipe."""
+    from curate.errors import OutputFailed
+
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python would try again at its end
+        reason = error.strerror or str(error)
+        raise OutputFailed(
+            f"Standard output cannot be written ({reason}).",
+            "Make room where it goes and run the same command again.",
+        ) from error
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,8 +143,9 @@ def run(
     given = {_FLAG_KEYS.get(name, name): value for name, value in flags.items()}
     resolved = curate.load_config(config, _parse_flags(given), assignments)
     done = curate.run(resolved, stop=stop)
-    click.echo(render_summary(summary(done.out)))
-    click.echo(_where(done.out))
+    text = render_summary(summary(done.out))
+    with _printing():
+        click.echo(f"{text}\n{_where(done.out)}")
 
 
 _FLAG_KEYS = {"model": "model.name", "device": "compute.device"}
@@ -154,12 +191,13 @@ def log(out: Path, sql: str | None, form: str, why: str | None) -> None:
     """Ask the selection log of a finished run: a summary, any SQL, or why about one document."""
     from curate.log import query, render
 
-    if why is not None:
-        click.echo(render.render_why(query.why(out, why)))
-    elif sql is not None:
-        _print_rows(query.run_sql(out, sql), form)
-    else:
-        click.echo(render.render_summary(query.summary(out)))
+    with _printing():
+        if why is not None:
+            click.echo(render.render_why(query.why(out, why)))
+        elif sql is not None:
+            _print_rows(query.run_sql(out, sql), form)
+        else:
+            click.echo(render.render_summary(query.summary(out)))
 
 
 def _print_rows(reader: Any, form: str) -> None:
@@ -212,10 +250,11 @@ def compare(outs: tuple[Path, ...], by: str | None, top: int, form: str) -> None
     from curate.log.plain import plain
 
     comparison = curate.compare(outs, by=by, top=top)
-    if form == "json":
-        click.echo(json.dumps(plain(comparison), indent=2, ensure_ascii=False))
-    else:
-        click.echo(render_comparison(comparison))
+    with _printing():
+        if form == "json":
+            click.echo(json.dumps(plain(comparison), indent=2, ensure_ascii=False))
+        else:
+            click.echo(render_comparison(comparison))
 
 
 @main.command(epilog=_EVALUATE_EXAMPLE)
@@ -274,10 +313,11 @@ def evaluate(out: Path, against: tuple[Path, ...], multiples: str, form: str, **
         out=out, against=against, multiples=_parse_multiples(multiples), **flags
     )
     done = curate.evaluate(settings)
-    if form == "json":
-        click.echo(json.dumps(done.report, indent=2, allow_nan=False))
-    else:
-        click.echo(render_evaluation(done.report))
+    with _printing():
+        if form == "json":
+            click.echo(json.dumps(done.report, indent=2, allow_nan=False))
+        else:
+            click.echo(render_evaluation(done.report))
 
 
 def _parse_multiples(text: str) -> tuple[float, ...]:
@@ -313,4 +353,5 @@ def export(out: Path, to: str, dest: Path, materialize: bool, seed: int | None) 
     import curate
 
     done = curate.export(out, to=to, dest=dest, materialize=materialize, seed=seed)
-    click.echo(f"Wrote {done.rows:,} rows to {dest}.")
+    with _printing():
+        click.echo(f"Wrote {done.rows:,} rows to {dest}.")

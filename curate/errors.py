@@ -43,5 +43,61 @@ class OutputConflict(InvalidInput):
     """The output folder holds something this run must not touch."""
 
 
+class OutputFailed(CurateError):
+    """The output cannot be written: no room, no permission, a folder that is gone.
+
+    What was recorded before it stays whole, and the same command goes on from there. The exception
+    of the system or of the library that was writing is its cause.
+    """
+
+    exit_code = 4
+
+
+class DiskFull(OutputFailed):
+    """There is no room for the output.
+
+    Attributes:
+        free: bytes that were free when a write failed; None where a quota is used up.
+    """
+
+    def __init__(self, place: object, free: int | None, need: str = "") -> None:
+        """Name the disk by what it holds.
+
+        Args:
+            place: a file or folder on it.
+            free: bytes that are free; None for a quota.
+            need: what is known of the bytes that are missing, such as "the run needs about 2 GB
+                more".
+        """
+        if free is None:
+            state = f"The disk quota for {place} is used up"
+        else:
+            state = f"The disk that holds {place} is full: {size_text(free)} are free"
+        problem = f"{state} and {need}." if need else f"{state}."
+        super().__init__(problem, "Make room and run the same command again to go on.")
+        self.free = free
+
+    def needing(self, place: object, who: str, needed: int) -> DiskFull:
+        """The same failure, said of all that a verb writes.
+
+        Args:
+            place: the verb's output folder.
+            who: what needs the room, such as "run".
+            needed: about how many bytes more.
+        """
+        return DiskFull(place, self.free, f"the {who} needs about {size_text(needed)} more")
+
+
 class NonFiniteLoss(CurateError):
     """Training produced a NaN or an infinite loss; no score of that model can be trusted."""
+
+
+def size_text(size: float) -> str:
+    """A number of bytes for people: `999 bytes`, `1.2 GB`."""
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"

@@ -1,5 +1,6 @@
 import pytest
 
+from curate.errors import OutputFailed
 from curate.files import atomic_path, sha256_file, write_text
 
 
@@ -40,7 +41,7 @@ def test_failure_of_a_first_write_leaves_nothing(tmp_path):
 
 def test_nothing_written_is_an_error_and_keeps_the_old_file(tmp_path):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "file"):
+    with pytest.raises(OutputFailed), atomic_path(tmp_path / "file"):
         pass
     assert [one.read_text() for one in tmp_path.iterdir()] == ["old"]
 

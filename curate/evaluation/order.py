@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from curate.errors import DiskFull
 from curate.evaluation import record
 from curate.evaluation.arms import draw_sample, gather, pass_over, read_sample, stream_pool
 from curate.evaluation.plan import Plan, describe_plan, general_tokens, make_plan, model_settings
@@ -20,11 +21,14 @@ from curate.evaluation.settings import POOL, EvaluateSettings
 from curate.evaluation.store import write_store
 from curate.evaluation.tokens import FOLDER, dataset_store, tokenize_pool
 from curate.evaluation.train import Measure, train_and_measure, trained_tokens
+from curate.log.query import LOG_NAME
 from curate.noise import make_key
 from curate.pipeline.lock import locked
 from curate.pipeline.progress import Progress
+from curate.pipeline.space import cache_bytes, evaluation_bytes
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
+from curate.refusal import writing
 from curate.train.compute import keep_freed_memory
 
 HELD_OUT_KEY = make_key(0, "evaluation held out")
@@ -54,6 +58,7 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
     Raises:
         InvalidInput: something the user gave cannot be used; nothing was written.
         NonFiniteLoss: training diverged.
+        OutputFailed: a result cannot be written; the same call goes on when it can.
     """
     stream = stream or sys.stderr
     inputs = prepare(settings)
@@ -62,13 +67,36 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
     if report is None:
         if inputs.compute.device.type == "cpu":
             keep_freed_memory()
-        with locked(inputs.run.out), Progress(stream) as progress:
-            plan = _resolve(inputs, progress)
-            print(describe_plan(inputs, plan), file=stream)
-            trained = _train_all(inputs, plan, progress, stream)
-            report = make_report(inputs, plan, trained, request)
-            record.write_report(inputs.run, report)
+        try:
+            report = _go_on(inputs, request, stream)
+        except DiskFull as full:
+            raise full.needing(
+                settings.out, "evaluation", _needed_bytes(inputs)
+            ) from full.__cause__
     return Evaluation(inputs.run.out, report)
+
+
+def _go_on(inputs: Inputs, request: str, stream: TextIO) -> dict[str, Any]:
+    out = inputs.run.out
+    with locked(out), writing(out), Progress(stream) as progress:
+        plan = _resolve(inputs, progress)
+        print(describe_plan(inputs, plan), file=stream)
+        trained = _train_all(inputs, plan, progress, stream)
+        report = make_report(inputs, plan, trained, request)
+        record.write_report(inputs.run, report)
+        return report
+
+
+def _needed_bytes(inputs: Inputs) -> int:
+    """About how many bytes an evaluation writes."""
+    entries = inputs.tokenizer.vocabulary_size
+    cache = 0
+    if not isinstance(inputs.pool, TokenCache):
+        complete = inputs.run.folder.result("complete")
+        cache = cache_bytes(complete["pool_tokens"], complete["pool_documents"], entries)
+    kept = [one.kept_tokens for one in inputs.datasets.values()]
+    log = inputs.run.out / LOG_NAME
+    return evaluation_bytes(kept, cache, log.stat().st_size if log.exists() else 0, entries)
 
 
 def _resolve(inputs: Inputs, progress: Progress) -> Plan:

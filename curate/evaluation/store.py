@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from curate.files import write_text
+from curate.files import atomic_folder, write_text
 from curate.read.documents import Documents, offsets_from_lengths
 
 _ARRAYS = ("ids", "bytes", "lengths", "weights", "input_ids", "counted")
@@ -53,25 +52,24 @@ def write_store(
     blocks: Iterable[tuple[Documents, npt.NDArray[np.floating]]],
     facts: Mapping[str, Any],
 ) -> Store:
-    """Write documents and their weights [N] into a new folder; whole only when it returns.
+    """Write documents and their weights [N] into a folder, whole or not at all.
 
     Args:
-        folder: where; what an interrupted write left there is replaced.
+        folder: where; what is there is replaced.
         blocks: the documents piece by piece, all of them with or all without `counted`.
         facts: plain values kept beside them; read after the last block.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     kinds: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        files: dict[str, IO[bytes]] = {
-            name: stack.enter_context((folder / name).open("wb")) for name in _ARRAYS
-        }
-        for documents, weights in blocks:
-            for name, array in _columns(documents, weights).items():
-                kinds[name] = array.dtype.str
-                array.tofile(files[name])
-    write_text(folder / _INDEX, json.dumps({"kinds": kinds, "facts": dict(facts)}) + "\n")
+    with atomic_folder(folder) as temporary:
+        with contextlib.ExitStack() as stack:
+            files: dict[str, IO[bytes]] = {
+                name: stack.enter_context((temporary / name).open("wb")) for name in _ARRAYS
+            }
+            for documents, weights in blocks:
+                for name, array in _columns(documents, weights).items():
+                    kinds[name] = array.dtype.str
+                    files[name].write(array.tobytes())  # `tofile` says nothing of a full disk
+        write_text(temporary / _INDEX, json.dumps({"kinds": kinds, "facts": dict(facts)}) + "\n")
     return open_store(folder)
 
 

@@ -20,6 +20,7 @@ from curate.log.cells import visible
 from curate.log.load import MEMORY_LIMIT
 from curate.log.query import LOCKED, cannot_open, fetch_rows, log_file
 from curate.log.schema import DOCUMENT, literal
+from curate.refusal import writing
 
 _TABLES = ("run", "shard", "decision", "document")
 _BUILT_IN = {column.name for column in DOCUMENT.columns} | {"tokens_kept"}
@@ -53,6 +54,7 @@ def attach(outs: Sequence[Path]) -> Iterator[tuple[duckdb.DuckDBPyConnection, li
     logs = [AttachedLog(numbers[file], out) for file, out in zip(files, outs, strict=True)]
     with (
         tempfile.TemporaryDirectory(prefix="curate-log-") as spill,
+        writing(Path(spill)),
         duckdb.connect(config=_settings(spill)) as connection,
     ):
         for file, log in zip(files, logs, strict=True):

@@ -20,6 +20,7 @@ from curate.errors import InvalidInput, OutputConflict
 from curate.files import sha256_file, write_text
 from curate.pipeline.lock import LOCK
 from curate.read.corpus import Corpus
+from curate.refusal import writing
 
 FORMAT_VERSION = 1
 
@@ -65,7 +66,12 @@ class RunFolder:
 
         Raises:
             OutputConflict: it holds other files, or a run of other settings or inputs.
+            OutputFailed: it cannot be looked at.
         """
+        with writing(self.path):
+            self._check(config, pool, target)
+
+    def _check(self, config: Config, pool: Corpus, target: Corpus) -> None:
         place = next(one for one in (self.path, *self.path.absolute().parents) if one.exists())
         if not place.is_dir():
             raise OutputConflict(
@@ -110,6 +116,11 @@ class RunFolder:
     def result(self, stage: str) -> Any:
         """What a finished stage left in the manifest, or None if it is not done."""
         return self._manifest["stages"].get(stage)
+
+    @property
+    def done(self) -> list[str]:
+        """Names of the stages that are done."""
+        return list(self._manifest["stages"])
 
     def partial(self, stage: str) -> Any:
         """What `pause` wrote of a stage that has not finished, or None."""

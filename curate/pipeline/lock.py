@@ -14,8 +14,10 @@ import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from curate.errors import OutputConflict
+from curate.refusal import held, writing
 
 LOCK = Path("state") / "lock"
 """Where it lies in an output folder."""
@@ -29,25 +31,39 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         OutputConflict: another process holds it.
+        OutputFailed: it cannot be made or written to.
     """
     path = folder / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputConflict(
-                f"The output folder {folder} is in use by {_holder(path)}.",
-                "Wait until it is done or stop it, or give another folder with --out.",
-            ) from None
-        except OSError:
-            yield
-            return
-        file.truncate(0)
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        json.dump({"process": os.getpid(), "host": socket.gethostname(), "since": since}, file)
-        file.flush()
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("ab", buffering=0))
+            if _taken(file, folder):
+                _sign(file)
+        stack.enter_context(held(folder, path))
         yield
+
+
+def _taken(file: IO[bytes], folder: Path) -> bool:
+    """Take the lock; False where the file system has none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputConflict(
+            f"The output folder {folder} is in use by {_holder(folder / LOCK)}.",
+            "Wait until it is done or stop it, or give another folder with --out.",
+        ) from None
+    except OSError:
+        return False
+    return True
+
+
+def _sign(file: IO[bytes]) -> None:
+    """Write down who holds the lock."""
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+    file.truncate(0)
+    file.write(json.dumps(holder).encode())
 
 
 def _holder(path: Path) -> str:

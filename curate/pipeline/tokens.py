@@ -47,7 +47,6 @@ def tokenizer_stage(inputs: Inputs, folder: RunFolder, progress: Progress) -> Te
             sample = sample_texts(inputs.pool, config.seed, config.model.tokenizer_sample_bytes)
             size = config.model.vocabulary_size or inputs.shape.vocabulary_size or 0
             tokenizer = train_tokenizer(sample, size)
-        shutil.rmtree(place, ignore_errors=True)
         tokenizer.save(place)
         folder.finish("tokenizer", {"entries": tokenizer.vocabulary_size}, [], started)
     return load_tokenizer(str(place))

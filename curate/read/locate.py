@@ -136,11 +136,15 @@ def display_uri(url: str) -> str:
     return "::".join(_strip_secrets(link) for link in links)
 
 
+def without_credentials(text: str) -> str:
+    """A text with every URL in it as `display_uri` shows it."""
+    return re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda m: display_uri(m[0]), text)
+
+
 def short_reason(error: BaseException) -> str:
     """The first sentence of an error of another library, bounded in length, free of credentials."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    clean = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda m: display_uri(m[0]), lines[0])
-    sentence = clean.split(". ")[0].strip().rstrip(".")
+    sentence = without_credentials(lines[0]).split(". ")[0].strip().rstrip(".")
     return sentence if len(sentence) <= 160 else f"{sentence[:157]}..."
 
 

@@ -22,6 +22,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from curate.errors import DamagedShard, InvalidInput
+from curate.files import atomic_folder
 from curate.noise import make_key, shuffled_order, uniform
 from curate.read.corpus import Corpus, Shard, bad_row
 from curate.read.documents import Documents
@@ -84,8 +85,9 @@ class TextTokenizer:
         return texts
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it."""
-        self._tokenizer.save_pretrained(str(folder))
+        """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it, whole or not at all."""
+        with atomic_folder(folder) as temporary:
+            self._tokenizer.save_pretrained(str(temporary))
 
 
 def load_tokenizer(source: str) -> TextTokenizer:

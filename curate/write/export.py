@@ -30,8 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.config.load import read_yaml
-from curate.errors import InvalidInput, OutputConflict
+from curate.errors import DiskFull, InvalidInput, OutputConflict
 from curate.files import atomic_path, sha256_file, write_text
+from curate.refusal import writing
 from curate.write.parts import row_groups
 from curate.write.repeat import BATCH_ROWS, repeated_batches, repeated_schema
 
@@ -99,6 +100,7 @@ def export_dataset(
     Raises:
         InvalidInput: `to` is unknown, or `out` holds no finished run.
         OutputConflict: `dest` is not empty.
+        OutputFailed: `dest` cannot be written; nothing of it is left.
     """
     if to not in FORMATS:
         raise InvalidInput(
@@ -111,7 +113,18 @@ def export_dataset(
             "Export without --materialize, and train on the tokens that loss_mask marks.",
         )
     parts = [_Part(path, run_seed if materialize else None) for path in _part_paths(out)]
-    _check_empty(dest)
+    try:
+        with writing(dest):
+            _check_empty(dest)
+            rows = _write_folder(to, dest, parts)
+    except DiskFull as full:
+        raise full.needing(dest, "export", _needed_bytes(to, parts)) from full.__cause__
+    documents = sum(part.documents() for part in parts)
+    return ExportSummary(dest=dest, documents=documents, rows=rows, files=len(parts))
+
+
+def _write_folder(to: str, dest: Path, parts: list[_Part]) -> int:
+    """Write all parts into a sibling of `dest` and rename it; returns the rows."""
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
     try:
@@ -121,8 +134,16 @@ def export_dataset(
         folder.rename(dest)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    documents = sum(part.documents() for part in parts)
-    return ExportSummary(dest=dest, documents=documents, rows=rows, files=len(parts))
+    return rows
+
+
+def _needed_bytes(to: str, parts: list[_Part]) -> int:
+    """About how many bytes an export writes: only Parquet stays compressed."""
+    if to == "parquet":
+        return sum(part.path.stat().st_size for part in parts)
+    files = (pq.read_metadata(part.path) for part in parts)
+    groups = (file.row_group(index) for file in files for index in range(file.num_row_groups))
+    return sum(group.total_byte_size for group in groups)
 
 
 def _part_paths(out: Path) -> list[Path]:

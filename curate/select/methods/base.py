@@ -9,13 +9,14 @@ rounds, only the scoring at the end, which is decided over the pool as a whole.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from curate.config.schema import Config
 from curate.read.cache import TokenCache
@@ -106,6 +107,24 @@ class Context:
     decode: Callable[[Documents], list[str]]
     on_step: Callable[[StepRecord], None]
     on_tokens: Callable[[int], None] = field(default=lambda tokens: None)
+
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a method's state, to be read with `weights_only`.
+
+    Through a file of Python's, since PyTorch's own errors do not say what the system said.
+
+    Raises:
+        OSError: the system refused.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(state), file)
+    except RuntimeError as error:  # PyTorch closes what it was writing, which fails anew
+        refused = error.__context__
+        if isinstance(refused, OSError):
+            raise OSError(refused.errno, refused.strerror) from error
+        raise
 
 
 class Method(Protocol):

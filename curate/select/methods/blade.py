@@ -30,7 +30,7 @@ from curate.score.loss import (
     tokens_read,
 )
 from curate.select.budget import keep_top, token_noise
-from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores
+from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores, save_state
 from curate.select.methods.ensemble import ScoringPair, ensemble_scores, measure_spread
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
@@ -115,7 +115,7 @@ class BladeMethod:
             "first": self._pair.weights_of(self._first),
             "spread": self._last.spread if self._last else None,
         }
-        torch.save(state, path)
+        save_state(state, path)
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""

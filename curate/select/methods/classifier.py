@@ -27,7 +27,7 @@ from curate.config.schema import ClassifierConfig, Config
 from curate.noise import make_key, shuffled_order
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
-from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores
+from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores, save_state
 from curate.select.ngrams import NgramHasher, Ngrams, concatenate_ngrams
 from curate.select.schedule import Schedule, plan_scoring
 
@@ -87,7 +87,7 @@ class ClassifierMethod:
 
     def save(self, path: Path) -> None:
         """The trained numbers, readable with `weights_only`."""
-        torch.save({"values": torch.from_numpy(self._values), "bias": self._bias}, path)
+        save_state({"values": torch.from_numpy(self._values), "bias": self._bias}, path)
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""

@@ -23,7 +23,7 @@ from curate.config.schema import Config
 from curate.noise import make_key, uniform
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents, Int64
-from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores
+from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores, save_state
 from curate.select.ngrams import NgramHasher
 from curate.select.schedule import Schedule, plan_scoring
 
@@ -86,7 +86,7 @@ class DsirMethod:
     def save(self, path: Path) -> None:
         """The two counts, readable with `weights_only`."""
         counts = {"target": self._target_counts, "pool": self._pool_counts}
-        torch.save({name: torch.from_numpy(one) for name, one in counts.items()}, path)
+        save_state({name: torch.from_numpy(one) for name, one in counts.items()}, path)
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""

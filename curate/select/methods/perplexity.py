@@ -18,7 +18,7 @@ from curate.config.schema import Config
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
 from curate.score.loss import Float64, document_losses, tokens_read
-from curate.select.methods.base import DOCUMENT, Context, RoundStart, Scores
+from curate.select.methods.base import DOCUMENT, Context, RoundStart, Scores, save_state
 from curate.select.methods.proxy import Proxy
 from curate.select.schedule import Schedule, plan_scoring
 
@@ -71,7 +71,7 @@ class PerplexityMethod:
 
     def save(self, path: Path) -> None:
         """The proxy and the center."""
-        torch.save({"proxy": self._proxy.state_dict(), "center": self._center}, path)
+        save_state({"proxy": self._proxy.state_dict(), "center": self._center}, path)
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""
