@@ -104,18 +104,20 @@ def summary(out: Path) -> dict[str, Any]:
     """The run at a glance.
 
     Returns:
-        run: the row of the `run` table, without its config and stage times.
+        run: the row of the `run` table, without its config, stage times and rollbacks.
         rounds: the rows of the `round` table.
         reasons: for each reason, whether it keeps, its documents and its tokens.
         keep_rates: the metadata `column` chosen, the first of `grouping_columns`, with few enough
             for a keep_rate view, its ten values with most tokens as `rows`, and how many values
             there are in all; None when there is no such column.
         stage_seconds: wall-clock seconds by stage.
+        rollbacks: every stage that started over, and why; none in a log of an older curate.
     """
     with connect(out) as connection:
         run = next(iter(fetch_rows(connection, "FROM run")), {})
         run.pop("config", None)
         stages = run.pop("stage_seconds", None)
+        rollbacks = run.pop("rollbacks", None)
         return {
             "run": run,
             "rounds": fetch_rows(connection, "FROM round ORDER BY round"),
@@ -126,6 +128,7 @@ def summary(out: Path) -> dict[str, Any]:
             ),
             "keep_rates": _keep_rates(connection),
             "stage_seconds": json.loads(stages) if stages else {},
+            "rollbacks": json.loads(rollbacks) if rollbacks else [],
         }
 
 

@@ -6,6 +6,7 @@ one stopped, and a finished run is only reported.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +23,7 @@ from curate.pipeline.rounds import Rounds
 from curate.pipeline.tokens import read_target, tokenizer_stage, tokens_stage
 from curate.read.tokenizer import TextTokenizer
 from curate.select.methods import METHODS, Context
-from curate.select.schedule import (
-    describe_run,
-    resolve_config,
-)
+from curate.select.schedule import at_lower_rates, describe_run, resolve_config
 from curate.stop import Stop
 from curate.train.compute import keep_freed_memory
 from curate.train.model import LanguageModel, build_network, count_parameters, load_network
@@ -62,7 +60,7 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
 
     Raises:
         InvalidInput: something the user gave cannot be used; nothing was written.
-        NonFiniteLoss: training diverged.
+        NonFiniteLoss: training diverged, at lower learning rates too.
     """
     stream = stream or sys.stderr
     inputs, folder = prepare(config)
@@ -111,7 +109,11 @@ def _run_stages(
         if inputs.compute.device.type == "cpu":
             keep_freed_memory()
         progress.start("curate", schedule.expected_tokens, "tok")
-        rounds.run(kind(context))
+        rounds.run(
+            lambda rollbacks: kind(
+                dataclasses.replace(context, config=at_lower_rates(config, rollbacks))
+            )
+        )
     selection, kept = outputs.select_stage(config, folder, cache, rounds.files())
     outputs.data_stage(inputs, folder, selection, progress)
     complete = {

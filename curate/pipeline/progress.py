@@ -47,6 +47,10 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(self._postfix, refresh=False)
 
+    def say(self, line: str) -> None:
+        """Write a line above the bar, and where there is no bar too."""
+        tqdm.write(line, file=self._stream)
+
     def close(self) -> None:
         """End the current bar."""
         if self._bar is not None:

@@ -110,8 +110,7 @@ class Optimizer:
             self._adamw.zero_grad()
             raise NonFiniteLoss(
                 f"Step {self.steps} of the {self.name} model gave a loss of {loss:g} and a "
-                f"gradient norm of {norm:g}.",
-                "Lower train.learning_rate, or run with --set compute.dtype=float32.",
+                f"gradient norm of {norm:g}."
             )
         self._adamw.step()
         self._adamw.zero_grad()

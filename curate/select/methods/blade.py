@@ -105,6 +105,10 @@ class BladeMethod:
         elif kept.any():
             self._proxy.train(block.take(np.flatnonzero(kept)))
 
+    def check(self) -> None:
+        """The proxy's losses must be finite; a pair is made anew, or was scored by."""
+        self._proxy.check()
+
     def save(self, path: Path) -> None:
         """Everything that what follows depends on, readable with `weights_only`."""
         state = {

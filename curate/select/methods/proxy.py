@@ -9,13 +9,15 @@ The average spans a fixed share of the steps so far (Karras et al., arXiv 2312.0
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
 
+from curate.errors import NonFiniteLoss
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
-from curate.score.loss import token_losses
+from curate.score.loss import mean_loss, token_losses
 from curate.select.methods.base import Context
 from curate.train.model import LanguageModel
 from curate.train.optimizer import Optimizer, Term, ramp_then_constant
@@ -88,6 +90,21 @@ class Proxy:
         record = self.optimizer.step_on(mean, len(losses))
         self._update_average()
         self._context.on_step(record)
+
+    def check(self) -> None:
+        """A step is taken back only by the loss of the next, so the last one needs a look.
+
+        Raises:
+            NonFiniteLoss: the loss on a batch of the target is NaN or infinite.
+        """
+        sample = next(draw_blocks(iter([self._context.target]), self.batch_tokens))
+        for model in filter(None, (self.model, self.average)):
+            loss = mean_loss(model, sample)
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(
+                    f"The proxy model has a loss of {loss:g} on the target after "
+                    f"{self.optimizer.steps} steps."
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer, readable with `weights_only`."""
