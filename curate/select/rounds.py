@@ -23,7 +23,7 @@ from curate.noise import make_key, random_uint64
 from curate.read.documents import Documents
 from curate.select.budget import keep_top, token_noise
 from curate.select.decisions import Decided, DecisionWriter
-from curate.select.methods.base import Method, RoundStart, Scores, check_finite
+from curate.select.methods.base import Method, RoundStart, Scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ def run_round(
     with DecisionWriter(path, masks, round_index) as writer:
         for block in blocks:
             scores = method.score(block)
-            _check_scores(scores, block)
+            scores.check(block)
             tally.owed += keep * block.num_tokens
             decided = decide(block, scores, tally.owed, ties)
             if learn:
@@ -223,13 +223,3 @@ def _check_start(start: RoundStart, round_index: int) -> None:
                 f"Round {round_index} began with a loss of {loss:g} of the {model} model on the "
                 "target."
             )
-
-
-def _check_scores(scores: Scores, block: Documents) -> None:
-    """Nothing that is not finite is ranked or written; losses are finite where scores are."""
-    check_finite("a score", scores.score, block)
-    if scores.token_score is not None:
-        largest = np.zeros(len(block))
-        owners = np.repeat(np.arange(len(block)), block.lengths)
-        np.maximum.at(largest, owners, np.abs(scores.token_score))
-        check_finite("a token score", largest, block)

@@ -72,6 +72,19 @@ class Scores:
         mean = mean_by_document(token_score, block)
         return dataclasses.replace(self, score=mean, token_score=token_score)
 
+    def check(self, block: Documents) -> None:
+        """Make sure that all scores are finite numbers; losses are where the scores are.
+
+        Raises:
+            NonFiniteLoss: one is not.
+        """
+        check_finite("a score", self.score, block)
+        if self.token_score is not None:
+            largest = np.zeros(len(block))
+            owners = np.repeat(np.arange(len(block)), block.lengths)
+            np.maximum.at(largest, owners, np.abs(self.token_score))
+            check_finite("a token score", largest, block)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundStart:

@@ -92,19 +92,19 @@ class Proxy:
         self._context.on_step(record)
 
     def check(self) -> None:
-        """A step is taken back only by the loss of the next, so the last one needs a look.
+        """What the last step of a stage broke would show only in the next, so look for it.
 
         Raises:
-            NonFiniteLoss: the loss on a batch of the target is NaN or infinite.
+            NonFiniteLoss: on a batch of the target, a loss or the gradient is NaN or infinite.
         """
         sample = next(draw_blocks(iter([self._context.target]), self.batch_tokens))
-        for model in filter(None, (self.model, self.average)):
-            loss = mean_loss(model, sample)
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(
-                    f"The proxy model has a loss of {loss:g} on the target after "
-                    f"{self.optimizer.steps} steps."
-                )
+        self.optimizer.check([Term(sample)])
+        loss = mean_loss(self.scored, sample)
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"The proxy model's average has a loss of {loss:g} after {self.optimizer.steps} "
+                "steps."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer, readable with `weights_only`."""
