@@ -89,7 +89,14 @@ class DiskFull(OutputFailed):
 
 
 class NonFiniteLoss(CurateError):
-    """Training produced a NaN or an infinite loss; no score of that model can be trusted."""
+    """A loss or score is NaN or infinite; nothing that follows from its model can be trusted."""
+
+    def __init__(
+        self,
+        problem: str,
+        remedy: str = "Lower train.learning_rate, or run with --set compute.dtype=float32.",
+    ) -> None:
+        super().__init__(problem, remedy)
 
 
 def size_text(size: float) -> str:

@@ -163,6 +163,13 @@ class TrainConfig(Section):
     beta1: float = option(0.9, "AdamW first moment decay", minimum=0, maximum=1)
     beta2: float = option(0.95, "AdamW second moment decay", minimum=0, maximum=1)
     gradient_clip: float = option(1.0, "largest gradient norm; longer ones are scaled", above=0)
+    max_rollbacks: int = option(
+        3,
+        "times that a loss or score that is not finite sends a run back to the end of the stage "
+        "before, with learning rates halved",
+        minimum=0,
+        maximum=100,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

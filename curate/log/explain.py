@@ -6,10 +6,10 @@ own way. A figure that the log does not have is left out, never invented.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from curate.log.cells import cell, number, text_table
+from curate.log.cells import cell, number, text_table, visible
 
 _Row = Mapping[str, Any]
 
@@ -34,6 +34,7 @@ def render_summary(summary: Mapping[str, Any]) -> str:
         _keep_rates(summary["keep_rates"]),
         _rounds(summary["rounds"]),
         _stages(summary["stage_seconds"]),
+        _rollbacks(summary["rollbacks"]),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -122,6 +123,27 @@ def _stages(stages: Mapping[str, float]) -> str:
         return ""
     cells = [(name, _seconds(seconds)) for name, seconds in stages.items()]
     return text_table(("Stage", "Time"), cells, (False, True))
+
+
+def _rollbacks(rollbacks: Sequence[_Row]) -> str:
+    return rollbacks_in_words(rollbacks, visible) + "\n" if rollbacks else ""
+
+
+def rollbacks_in_words(rollbacks: Sequence[_Row], show: Callable[[str], str]) -> str:
+    """That stages started over, in a sentence; nothing where none did.
+
+    Args:
+        rollbacks: the stage of each, and why.
+        show: makes text from a log safe for where it is shown.
+    """
+    if not rollbacks:
+        return ""
+    times = "once" if len(rollbacks) == 1 else f"{len(rollbacks)} times"
+    stages = ", ".join(show(str(one["stage"])) for one in rollbacks)
+    return (
+        f"Learning rates were halved {times} after a loss or score that was not finite, "
+        f"in {stages}."
+    )
 
 
 def _count(value: int | None) -> str:

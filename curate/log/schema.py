@@ -64,6 +64,12 @@ RUN = Table(
         Column("kept_tokens", "BIGINT", "Tokens in the curated dataset."),
         Column("model_parameters", "BIGINT", "Parameters of the proxy; the reference has as many."),
         Column("stage_seconds", "JSON", "Wall-clock seconds of each stage: {stage: seconds}."),
+        Column(
+            "rollbacks",
+            "JSON",
+            "Every time that a stage started over, from then on with learning rates halved, "
+            "because a loss or a score was not finite: [{stage, problem}].",
+        ),
     ),
 )
 
@@ -183,7 +189,7 @@ DOCUMENT = Table(
 
 TRAINING = Table(
     "training",
-    "One row per optimizer step of each model.",
+    "One row per optimizer step of each model, but for those that a rollback discarded.",
     (
         Column("step", "BIGINT", "Optimizer step, counted within the model."),
         Column("model", "VARCHAR", "Which model took it: proxy, reference or lookahead."),

@@ -139,6 +139,24 @@ class RunFolder:
         self._manifest["partial"] = {"stage": stage, "result": dict(result)}
         self._write()
 
+    @property
+    def rollbacks(self) -> list[dict[str, str]]:
+        """Every time that a stage was started over: its name (`stage`) and why (`problem`)."""
+        return list(self._manifest.get("rollbacks", []))
+
+    def roll_back(self, stage: str, problem: str, started: float) -> None:
+        """Record that a stage starts over; what `pause` wrote of it no longer counts.
+
+        Args:
+            stage: its name.
+            problem: what went wrong, a sentence.
+            started: `time.monotonic()` when the stage, or the last part of it, began.
+        """
+        self._add_time(stage, started)
+        self._manifest.pop("partial", None)
+        self._manifest["rollbacks"] = [*self.rollbacks, {"stage": stage, "problem": problem}]
+        self._write()
+
     def finish(
         self, stage: str, result: Mapping[str, Any], files: Iterable[Path], started: float
     ) -> None:

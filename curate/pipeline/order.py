@@ -7,6 +7,7 @@ one stopped, and a finished run is only reported.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +29,7 @@ from curate.read.tokenizer import TextTokenizer
 from curate.refusal import writing
 from curate.select.methods import METHODS, Context
 from curate.select.methods.base import TOKEN
-from curate.select.schedule import (
-    describe_run,
-    resolve_config,
-)
+from curate.select.schedule import at_lower_rates, describe_run, resolve_config
 from curate.stop import Stop
 from curate.train.compute import keep_freed_memory
 from curate.train.model import LanguageModel, build_network, count_parameters, load_network
@@ -74,7 +72,7 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
 
     Raises:
         InvalidInput: something the user gave cannot be used; nothing was written.
-        NonFiniteLoss: training diverged.
+        NonFiniteLoss: training diverged, at lower learning rates too.
         OutputFailed: the output cannot be written; the same call goes on when it can.
     """
     stream = stream or sys.stderr
@@ -168,7 +166,11 @@ def _run_stages(
         if inputs.compute.device.type == "cpu":
             keep_freed_memory()
         progress.start("curate", schedule.expected_tokens, "tok")
-        rounds.run(kind(context))
+        rounds.run(
+            lambda rollbacks: kind(
+                dataclasses.replace(context, config=at_lower_rates(config, rollbacks))
+            )
+        )
     selection, kept = outputs.select_stage(config, folder, cache, rounds.files())
     outputs.data_stage(inputs, folder, selection, progress)
     complete = {

@@ -193,6 +193,7 @@ def _run_record(inputs: Inputs, config: Config, folder: RunFolder) -> dict[str, 
         "granularity": config.granularity,
         "keep_ratio": config.keep,
         "stage_seconds": folder.stage_seconds(),
+        "rollbacks": folder.rollbacks,
     }
 
 

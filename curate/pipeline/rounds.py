@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.config import Config
+from curate.errors import NonFiniteLoss
 from curate.files import atomic_path
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.progress import Progress
@@ -32,6 +34,9 @@ from curate.train.optimizer import StepRecord
 
 _TOKENS_BETWEEN_RETURNS = 80_000
 """Pool tokens after which freed memory goes back to the system: seconds of a small model's work."""
+
+
+_NOT_TRAINED = "Run with --set compute.dtype=float32, or with another model."
 
 
 class StepLog:
@@ -81,6 +86,10 @@ class Rounds:
     A stage is written in PARTS: whenever `compute.checkpoint_minutes` have passed, or a signal asks
     to stop, what it has decided, the steps it has logged and the method's state are put on disk,
     and then the manifest is told. A run that was killed goes on from there.
+
+    A stage that meets a loss or a score that is not finite starts over, from the end of the stage
+    before, at lower learning rates. It does not go on from a part, because where parts end depends
+    on the clock and on signals, and what comes of a run must not.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class Rounds:
         self._place = folder.state / "rounds"
         self._steps = StepLog()
         self._method: Method | None = None
+        self._before: str | None = None
         self._stage, self._part, self._part_started = "", 0, 0.0
 
     def stages(self) -> list[str]:
@@ -122,22 +132,68 @@ class Rounds:
         if self._stage == "warm-up":
             self._stop.check()
 
-    def run(self, method: Method) -> None:
-        """Run what is left, from the last checkpoint."""
-        self._method = method
-        previous: Path | None = None
+    def run(self, make: Callable[[int], Method]) -> None:
+        """Run what is left, from the last checkpoint.
+
+        Args:
+            make: builds the method with the learning rates that hold after so many rollbacks.
+
+        Raises:
+            NonFiniteLoss: going back would not help, or has been tried often enough.
+        """
+        while not self.finished():
+            try:
+                self._run_stages(make(len(self._folder.rollbacks)))
+            except NonFiniteLoss as error:
+                self._roll_back(error)
+            self._method = None
+            gc.collect()  # a method holds itself in a cycle, and two would not fit into memory
+
+    def _run_stages(self, method: Method) -> None:
+        self._method, self._before = method, None
         loaded = False
         for index, stage in enumerate(self.stages()):
-            partial = self._folder.partial(stage)
             if self._folder.result(stage) is None:
-                checkpoint = self._checkpoint(stage, partial["part"]) if partial else previous
+                partial = self._folder.partial(stage)
+                checkpoint = self._checkpoint(stage, partial["part"]) if partial else self._origin
                 if checkpoint is not None and not loaded:
                     method.load(checkpoint)
                 loaded = True
                 self._progress.stage(stage.replace("-", " "))
                 self._run_stage(stage, index - 1, partial)
-                self._remove_checkpoints(but=self._checkpoint(stage))
-            previous = self._checkpoint(stage)
+            self._before = stage
+
+    def _roll_back(self, error: NonFiniteLoss) -> None:
+        """Let the stage that failed start over, unless that is in vain.
+
+        A stage that has taken no step would come to the same point again whatever the rates.
+
+        Raises:
+            NonFiniteLoss: it is, or has been tried often enough.
+        """
+        times, most = len(self._folder.rollbacks), self._config.train.max_rollbacks
+        if most == 0 or not self._running().has_proxy:
+            raise error
+        problem = error.problem.removesuffix(".")
+        before = _in_words(self._before) if self._before else None
+        if times >= most:
+            often = "once" if times == 1 else f"{times} times"
+            each = "" if times == 1 else ", each time"
+            raise NonFiniteLoss(
+                f"{problem}, after the run had gone back {often}{each} with learning rates halved.",
+                error.remedy,
+            ) from error
+        if not self._steps.sums:
+            steps = f"since the end of {before}" if before else "yet"
+            raise NonFiniteLoss(
+                f"{problem}; no step has been taken {steps}, so going back would change nothing.",
+                error.remedy if before else _NOT_TRAINED,
+            ) from error
+        self._folder.roll_back(self._stage, error.problem, self._part_started)
+        way = f"going on from the end of {before}" if before else "starting again"
+        halved = f"with learning rates halved ({times + 1} of {most})"
+        self._progress.note(f"{problem}; {way} {halved}.")
+        self._stop.check()
 
     def files(self) -> RoundFiles:
         """The fragments and figures of all finished stages."""
@@ -171,6 +227,7 @@ class Rounds:
     def _run_stage(self, stage: str, index: int, partial: Mapping[str, Any] | None) -> None:
         method = self._running()
         self._stage, self._part = stage, partial["part"] + 1 if partial else 0
+        self._discard(stage, self._part)
         self._steps = StepLog()
         self._steps.sums = dict(partial["losses"]) if partial else {}
         self._part_started = time.monotonic()
@@ -186,10 +243,12 @@ class Rounds:
                 "score_mean": done.score_mean,
                 "score_std": done.score_std,
             }
+        method.check()
         self._steps.write(self._file(stage, "training", self._part))
         with atomic_path(self._checkpoint(stage)) as temporary:
             method.save(temporary)
         self._folder.finish(stage, result, [], self._part_started)
+        self._keep_checkpoints(self._checkpoint(stage))
         for scored in self._parts(stage, "scored"):
             scored.unlink()
         self._stop.check()
@@ -246,7 +305,7 @@ class Rounds:
             self._running().save(temporary)
         left = {"part": part, "losses": self._steps.sums, **result}
         self._folder.pause(stage, left, self._part_started)
-        self._remove_checkpoints(but=self._checkpoint(stage, part))
+        self._keep_checkpoints(self._checkpoint(stage, part), self._origin)
         self._part, self._part_started = part + 1, time.monotonic()
         self._stop.check()
 
@@ -293,18 +352,36 @@ class Rounds:
         return self._place / f"{stage}.{part:04d}.{kind}.parquet"
 
     def _parts(self, stage: str, kind: str) -> list[Path]:
-        """The files of a stage in order. Parts are numbered without gaps, and a part that a killed
-        run did not record is written again under its own number, so what is there is the stage's.
+        """The files of a stage in order. Parts are numbered without gaps, and a stage that begins
+        or goes on discards those that are not recorded, so what is there is the stage's.
         """
         names = (self._file(stage, kind, part) for part in itertools.count())
         return list(itertools.takewhile(Path.exists, names))
+
+    def _discard(self, stage: str, part: int) -> None:
+        """Remove what is left of a stage from a part on, by a killed run or before a rollback."""
+        for path in self._place.glob(f"{stage}.*.parquet"):
+            if int(path.name.split(".")[1]) >= part:
+                path.unlink()
 
     def _checkpoint(self, stage: str, part: int | None = None) -> Path:
         """The method's state at the end of a stage, or of one of its parts."""
         name = stage if part is None else f"{stage}.{part:04d}"
         return self._folder.state / "checkpoints" / f"{name}.pt"
 
-    def _remove_checkpoints(self, *, but: Path) -> None:
-        for path in but.parent.iterdir():
-            if path != but:
+    @property
+    def _origin(self) -> Path | None:
+        """The checkpoint of the stage before, which a rollback starts from; None at the first."""
+        return self._checkpoint(self._before) if self._before else None
+
+    def _keep_checkpoints(self, *kept: Path | None) -> None:
+        """Remove all checkpoints but these."""
+        for path in (self._folder.state / "checkpoints").iterdir():
+            if path not in kept:
                 path.unlink()
+
+
+def _in_words(stage: str) -> str:
+    """A stage as the log numbers it."""
+    name, _, number = stage.partition("-")
+    return f"round {int(number)}" if name == "round" else stage

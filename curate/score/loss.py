@@ -59,7 +59,8 @@ def token_losses(model: LanguageModel, documents: Documents) -> torch.Tensor:
 def mean_by_document(token_values: Float64, documents: Documents) -> Float64:
     """Mean of a value per token over each document, float64 [N]; NaN without tokens."""
     ends = np.concatenate([[0.0], np.cumsum(token_values, dtype=np.float64)])
-    return _per_token(np.diff(ends[documents.offsets]), documents.lengths)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return _per_token(np.diff(ends[documents.offsets]), documents.lengths)
 
 
 def mean_loss(model: LanguageModel, documents: Documents) -> float:

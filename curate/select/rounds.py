@@ -85,11 +85,12 @@ def run_round(
         pause: asked after every block; true ends this part of the round.
 
     Raises:
-        NonFiniteLoss: a score is NaN or infinite.
+        NonFiniteLoss: a score, or a loss on the target, is NaN or infinite.
     """
     started = time.monotonic()
     if before is None:
         start = method.start_round(round_index)
+        _check_start(start, round_index)
         on_start(start)
         begun: dict[str, Any] = {
             **dataclasses.asdict(start),
@@ -104,7 +105,7 @@ def run_round(
     with DecisionWriter(path, masks, round_index) as writer:
         for block in blocks:
             scores = method.score(block)
-            _check_finite(scores, block)
+            scores.check(block)
             tally.owed += keep * block.num_tokens
             decided = decide(block, scores, tally.owed, ties)
             if learn:
@@ -214,10 +215,11 @@ class _Tally:
         }
 
 
-def _check_finite(scores: Scores, block: Documents) -> None:
-    broken = np.flatnonzero(~np.isfinite(scores.score))
-    if len(broken):
-        raise NonFiniteLoss(
-            f"Document {block.ids[broken[0]]} got a score that is not a finite number.",
-            "Lower train.learning_rate, or run with --set compute.dtype=float32.",
-        )
+def _check_start(start: RoundStart, round_index: int) -> None:
+    for model in ("proxy", "reference"):
+        loss = getattr(start, f"target_loss_{model}")
+        if loss is not None and not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"Round {round_index} began with a loss of {loss:g} of the {model} model on the "
+                "target."
+            )

@@ -27,6 +27,8 @@ _FEWEST_REFERENCE_STEPS = 120
 """Fewer gave worse selections, and so did many more (benchmarks/LOG.md)."""
 _SCORE_TOKENS = 256
 """As good as all of a document, at a fraction of the time (benchmarks/LOG.md)."""
+ROLLBACK_FACTOR = 0.5
+"""What a rollback multiplies learning rates by."""
 _STATIC = ("color", "rho1")
 """Methods whose reference is trained once: for one epoch of the target, as CoLoR-Filter's is."""
 
@@ -116,6 +118,19 @@ def resolve_config(
             blade, reference_steps=epoch if config.method in _STATIC else steps
         )
     return dataclasses.replace(config, blade=blade)
+
+
+def at_lower_rates(config: Config, rollbacks: int) -> Config:
+    """A resolved config with the learning rates that hold after so many rollbacks."""
+    factor = ROLLBACK_FACTOR**rollbacks
+    train, blade = config.train, config.blade
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(train, learning_rate=_scaled(train.learning_rate, factor)),
+        blade=dataclasses.replace(
+            blade, reference_learning_rate=_scaled(blade.reference_learning_rate, factor)
+        ),
+    )
 
 
 def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -> Schedule:
@@ -210,6 +225,10 @@ def visit_coefficients(average: str, visits: int) -> list[float]:
     for gamma in gammas:
         coefficients = [(1 - gamma) * one for one in coefficients] + [gamma]
     return coefficients
+
+
+def _scaled(rate: float | None, factor: float) -> float | None:
+    return None if rate is None else rate * factor
 
 
 def _sync_tokens(config: Config) -> int:

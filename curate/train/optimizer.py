@@ -85,6 +85,18 @@ class Optimizer:
         tokens = sum(term.documents.num_tokens for term in terms)
         return self._finish(loss, tokens, started, first_step)
 
+    def check(self, terms: Sequence[Term]) -> None:
+        """Make sure that a step on these terms could be taken; take none.
+
+        A loss can be finite where its gradient is not: weights that overflow before a normalization
+        come out of it as zeros.
+
+        Raises:
+            NonFiniteLoss: as `step`.
+        """
+        self._clip_gradient(sum(self._accumulate(term) for term in terms))
+        self._adamw.zero_grad()
+
     def step_on(self, loss: torch.Tensor, tokens: int) -> StepRecord:
         """Take one step on a loss whose forward pass has been made, nats per token.
 
@@ -104,21 +116,25 @@ class Optimizer:
         rate = self.schedule(self.steps)
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        parameters = list(self.model.network.parameters())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._adamw.zero_grad()
-            raise NonFiniteLoss(
-                f"Step {self.steps} of the {self.name} model gave a loss of {loss:g} and a "
-                f"gradient norm of {norm:g}.",
-                "Lower train.learning_rate, or run with --set compute.dtype=float32.",
-            )
+        norm = self._clip_gradient(loss)
         self._adamw.step()
         self._adamw.zero_grad()
         number = first_step + self.steps
         self.steps += 1
         speed = tokens / max(time.monotonic() - started, 1e-9)
         return StepRecord(number, self.name, loss, rate, norm, speed)
+
+    def _clip_gradient(self, loss: float) -> float:
+        """Clip the accumulated gradient; its norm before that."""
+        parameters = list(self.model.network.parameters())
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._adamw.zero_grad()
+            raise NonFiniteLoss(
+                f"Step {self.steps} of the {self.name} model gave a loss of {loss:g} and a "
+                f"gradient norm of {norm:g}."
+            )
+        return norm
 
     def _accumulate(self, term: Term) -> float:
         total = term.documents.num_counted

@@ -23,6 +23,7 @@ import duckdb
 import yaml
 
 from curate.files import write_text
+from curate.log.explain import rollbacks_in_words
 from curate.log.query import DAMAGED_SHARDS, grouping_columns, keep_rate_rows
 from curate.log.schema import DOCUMENT_REASONS
 
@@ -195,10 +196,11 @@ def _figures(run: Row) -> str:
         ("target", f"{run['target_documents'] or 0:,}", f"{run['target_tokens'] or 0:,}"),
         ("kept", f"{run['kept_documents']:,}", f"{run['kept_tokens']:,}"),
     ]
+    rollbacks = rollbacks_in_words(json.loads(run["rollbacks"] or "[]"), markdown_text)
     return _table(("", "documents", "tokens"), rows) + (
         f"\nKept: {share:.2%} of the pool's tokens; asked for: {asked}. "
         f"Method {markdown_text(run['method'])}, unit {markdown_text(run['granularity'])}, "
-        f"seed {run['seed']}.\n"
+        f"seed {run['seed']}.\n" + (f"\n{rollbacks}\n" if rollbacks else "")
     )
 
 

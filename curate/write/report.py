@@ -19,6 +19,7 @@ from pathlib import Path
 import duckdb
 
 from curate.files import write_text
+from curate.log.explain import rollbacks_in_words
 from curate.log.schema import DOCUMENT_REASONS
 from curate.write import charts
 from curate.write.card import Row, keep_rates, one_line, open_log, public_config, query
@@ -119,11 +120,13 @@ def _headline(run: Row, rounds: list[Row]) -> str:
         f"<small>{_text(note)}</small></div>"
         for name, value, note in tiles
     )
+    rollbacks = rollbacks_in_words(json.loads(run["rollbacks"] or "[]"), one_line)
     return (
         "<h1>Selection report</h1>"
         f"<p>Method {_text(run['method'])}, seed {run['seed']}, "
         f"with curate {_text(run['curate_version'])}.</p>"
-        '<p class="note">This page shows what was selected. Whether training on it helps is '
+        + (f"<p>{_text(rollbacks)}</p>" if rollbacks else "")
+        + '<p class="note">This page shows what was selected. Whether training on it helps is '
         "another question: train on both and compare.</p>"
         f'<div class="tiles">{cells}</div>'
     )

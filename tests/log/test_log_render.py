@@ -8,12 +8,13 @@ import io
 import json
 from decimal import Decimal
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_sample import Log
+from log_sample import RUN, Log
 
 from curate.errors import InvalidInput
 from curate.log import render
@@ -217,3 +218,21 @@ def test_the_summary_of_next_to_nothing(log: Log):
     log.metadata = []
     log.changes["run"] = {"run_id": "bare"}
     assert render.render_summary(summary(log.build())).startswith("Run bare\n\nReason")
+
+
+def test_the_summary_tells_of_rollbacks(log: Log):
+    gone_back = [{"stage": stage, "problem": "It broke."} for stage in ("warm-up", "round-\x1b")]
+    log.changes["run"] = RUN | {"rollbacks": gone_back}
+    found = summary(log.build())
+    assert found["rollbacks"] == gone_back
+    assert render.render_summary(found) == SUMMARY + (
+        "\nLearning rates were halved 2 times after a loss or score that was not finite, in "
+        "warm-up, round-\\x1b.\n"
+    )
+
+
+def test_a_log_that_knows_of_no_rollbacks_has_none(log: Log):
+    out = log.build()
+    with duckdb.connect(str(log.path)) as connection:
+        connection.execute("ALTER TABLE run DROP COLUMN rollbacks")
+    assert render.render_summary(summary(out)) == SUMMARY

@@ -6,6 +6,7 @@ import torch
 from word_pool import as_documents, in_pieces, make_word_pool, word_text
 
 from curate.config.schema import ClassifierConfig
+from curate.errors import NonFiniteLoss
 from curate.select.methods import classifier as module
 from curate.select.methods.base import RoundStart
 from curate.select.methods.classifier import ClassifierMethod, fit
@@ -233,3 +234,14 @@ def test_settings_have_limits():
     for wrong in ({"buckets": 0}, {"epochs": 0}, {"learning_rate": 0.0}):
         with pytest.raises(Exception, match=r"classifier\."):
             ClassifierConfig(**wrong)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_numbers_that_scores_could_overflow_with_are_refused(pool, value):
+    method = fitted(pool.context())
+    method.check()
+    method._values[3] = value
+    with pytest.raises(NonFiniteLoss) as caught:
+        method.check()
+    assert caught.value.problem == f"The classifier was trained to log-odds as large as {value:g}."
+    assert caught.value.remedy == "Lower classifier.learning_rate."

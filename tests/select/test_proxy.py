@@ -10,8 +10,11 @@ from tiny_models import (
     weights_of,
 )
 
+from curate.errors import NonFiniteLoss
 from curate.score.loss import document_losses, mean_loss
+from curate.select.methods import METHODS
 from curate.select.methods.blade import BladeMethod
+from curate.select.methods.ensemble import measure_spread
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
 
@@ -75,3 +78,73 @@ def test_it_is_restored(planted, tmp_path):
         one.learn(block, np.ones(len(block), dtype=bool))
     ours, theirs = (weights_of(one._proxy.scored) for one in (method, restored))
     assert same_weights(ours, theirs)
+
+
+def poison(model):
+    """Let every loss of a model be NaN."""
+    with torch.no_grad():
+        model.network.model.norm.weight[0] = float("nan")
+
+
+def sound_proxy(planted):
+    """A proxy after a step, and what it was."""
+    proxy = Proxy(make_bench(planted, proxy_average=0.1).context)
+    proxy.train(planted.blocks()[0])
+    before = weights_of(proxy.model)
+    proxy.check()
+    assert same_weights(weights_of(proxy.model), before)
+    assert proxy.optimizer.steps == 1
+    return proxy
+
+
+def test_what_the_last_step_broke_is_seen_at_the_end_of_a_stage(planted):
+    """The loss of a step is that before it, so the last step of a stage shows in none."""
+    proxy = sound_proxy(planted)
+    poison(proxy.model)
+    with pytest.raises(NonFiniteLoss, match=r"^Step 1 of the proxy model gave a loss of nan"):
+        proxy.check()
+
+
+def test_weights_that_overflow_into_a_finite_loss_are_seen_too(planted):
+    proxy = sound_proxy(planted)
+    with torch.no_grad():
+        for one in proxy.model.network.parameters():
+            one.mul_(1e30)
+    assert np.isfinite(mean_loss(proxy.model, planted.target))
+    with pytest.raises(NonFiniteLoss, match="gradient norm of nan"):
+        proxy.check()
+
+
+def test_a_broken_average_is_seen(planted):
+    proxy = sound_proxy(planted)
+    poison(proxy.average)
+    with pytest.raises(NonFiniteLoss) as caught:
+        proxy.check()
+    assert caught.value.problem == "The proxy model's average has a loss of nan after 1 steps."
+
+
+@pytest.mark.parametrize("name", ["blade", "color", "rho1", "perplexity"])
+def test_every_method_with_a_proxy_looks_at_it(planted, name):
+    bench = make_bench(planted)
+    method = METHODS[name](bench.context)
+    method.check()
+    poison(bench.proxy)
+    with pytest.raises(NonFiniteLoss):
+        method.check()
+
+
+def test_what_would_be_kept_for_the_whole_run_is_looked_at_when_it_is_made(planted):
+    """A pair's spread, and the middle of the pool's losses, are not made of NaN."""
+    bench = make_bench(planted)
+    sample = planted.blocks()[0]
+    sound, broken = bench.context.make_model(), bench.context.make_model()
+    poison(broken)
+    with pytest.raises(NonFiniteLoss) as caught:
+        measure_spread(sound, broken, sample, None)
+    assert caught.value.problem == (
+        f"Document {sample.ids[0]} got an excess loss that is not a finite number."
+    )
+    method = METHODS["perplexity"](make_bench(planted, warmup_tokens=0).context)
+    poison(method._proxy.scored)
+    with pytest.raises(NonFiniteLoss, match=r"^Document \d+ got a loss that is not"):
+        method.warm_up()

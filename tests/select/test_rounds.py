@@ -1,3 +1,6 @@
+import dataclasses
+import math
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +15,7 @@ from tiny_models import (
 from curate.errors import NonFiniteLoss
 from curate.read.documents import concatenate
 from curate.records import DECISION, ROUND
-from curate.select.methods import METHODS
+from curate.select.methods import METHODS, RoundStart
 from curate.select.rounds import run_round
 
 
@@ -158,6 +161,59 @@ def test_a_broken_score_stops_the_round_and_leaves_no_file(planted, tmp_path):
 
     with pytest.raises(NonFiniteLoss):
         run(method, poisoned(), tmp_path / "d")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39], ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_score_that_a_file_cannot_hold_is_none(planted, tmp_path, name, value):
+    """Whatever the method; 1e39 is infinite in the files' float32."""
+    method = METHODS[name](make_bench(planted, warmup_tokens=240, reference_steps=1).context)
+    method.warm_up()
+    first, second = planted.blocks()[:2]
+    score = method.score
+
+    def spoilt(block):
+        scores = score(block)
+        if block is second:
+            scores.score[3] = value
+        return scores
+
+    method.score = spoilt
+    with pytest.raises(NonFiniteLoss) as caught:
+        run(method, [first, second], tmp_path / "d")
+    assert caught.value.problem == (
+        f"Document {second.ids[3]} got a score that is not a finite number."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e39], ids=str)
+def test_a_score_of_a_token_that_a_file_cannot_hold_is_none(planted, tmp_path, value):
+    method = METHODS["random"](make_bench(planted, granularity="token").context)
+    block = planted.blocks()[0]
+    scores = method.score(block)
+    token_score = scores.token_score.copy()
+    token_score[block.offsets[2] + 1] = value
+    means = scores.score if abs(value) == 1e39 else scores.with_tokens(token_score, block).score
+    method.score = lambda block: dataclasses.replace(scores, score=means, token_score=token_score)
+    with pytest.raises(NonFiniteLoss, match=rf"^Document {block.ids[2]} got a (token )?score that"):
+        run_round(
+            method, [block], tmp_path / "d", masks=tmp_path / "m",
+            round_index=0, method_name="name", keep=0.3, seed=0,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["proxy", "reference"])
+def test_a_round_does_not_begin_with_a_loss_that_is_not_finite(planted, tmp_path, model):
+    method = METHODS["random"](make_bench(planted).context)
+    method.start_round = lambda index: RoundStart(**{f"target_loss_{model}": math.inf})
+    with pytest.raises(NonFiniteLoss) as caught:
+        run(method, planted.blocks(), tmp_path / "d", index=2)
+    assert caught.value.problem == (
+        f"Round 2 began with a loss of inf of the {model} model on the target."
+    )
     assert list(tmp_path.iterdir()) == []
 
 

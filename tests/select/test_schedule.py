@@ -9,6 +9,7 @@ from tiny_models import SHAPE
 from curate.config.schema import BladeConfig, Config, ModelConfig, TrainConfig
 from curate.select.methods import METHODS
 from curate.select.schedule import (
+    at_lower_rates,
     describe_run,
     lambda_at,
     plan_rounds,
@@ -244,3 +245,23 @@ def test_rho1_makes_its_reference_once():
 def test_at_token_granularity_a_block_is_one_training_batch():
     config = resolve(10**6, SMALL, keep=0.2, granularity="token")
     assert plan_rounds(config, pool_tokens=10**6).block_tokens == SMALL.batch_tokens
+
+
+@pytest.mark.parametrize("rollbacks", [0, 1, 3])
+def test_a_rollback_halves_the_rates_of_proxy_and_reference_and_changes_nothing_else(rollbacks):
+    train, blade = TrainConfig(learning_rate=0.5), BladeConfig(reference_learning_rate=0.25)
+    config = resolve(10**6, train=train, blade=blade)
+    lower = at_lower_rates(config, rollbacks)
+    assert lower.train.learning_rate == 0.5 / 2**rollbacks
+    assert lower.blade.reference_learning_rate == 0.25 / 2**rollbacks
+    back = dataclasses.replace(
+        lower,
+        train=dataclasses.replace(lower.train, learning_rate=0.5),
+        blade=dataclasses.replace(lower.blade, reference_learning_rate=0.25),
+    )
+    assert back == config
+
+
+def test_a_reference_without_a_rate_of_its_own_keeps_to_the_proxys():
+    lower = at_lower_rates(Config(pool="p", target="t", out="o"), 2)
+    assert lower.train.learning_rate is lower.blade.reference_learning_rate is None

@@ -120,3 +120,11 @@ def test_config_shows_no_folders_and_no_secrets(value: str, shown: str):
 
     text = public_config(json.dumps({"pool": value, "nested": {"list": [value, 1]}}))
     assert yaml.safe_load(text) == {"pool": shown, "nested": {"list": [shown, 1]}}
+
+
+def test_a_stage_that_started_over_is_told_as_text(make_log, tmp_path: Path):
+    gone_back = [{"stage": "<b>|warm-up", "problem": "It broke."}]
+    write_card(tmp_path / "README.md", make_log(run={"rollbacks": gone_back}))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    sentence = "Learning rates were halved once after a loss or score that was not finite, in "
+    assert f"\n\n{sentence}&lt;b&gt;\\|warm-up.\n" in text

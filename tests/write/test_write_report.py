@@ -153,3 +153,10 @@ def test_charts_of_nothing_are_empty():
 )
 def test_compact_numbers(value: float, text: str):
     assert compact(value) == text
+
+
+def test_a_stage_that_started_over_is_told_as_text(make_log, tmp_path: Path):
+    gone_back = [{"stage": "<b>warm-up", "problem": "It broke."}]
+    _, text = report_page(make_log(run={"rollbacks": gone_back}), tmp_path)
+    sentence = "Learning rates were halved once after a loss or score that was not finite, in "
+    assert f"<p>{sentence}&lt;b&gt;warm-up.</p>" in text

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from curate.config.schema import Config
+from curate.errors import NonFiniteLoss
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
 from curate.score.loss import mean_by_document
@@ -71,6 +72,19 @@ class Scores:
         """The same losses under scores of the block's tokens."""
         mean = mean_by_document(token_score, block)
         return dataclasses.replace(self, score=mean, token_score=token_score)
+
+    def check(self, block: Documents) -> None:
+        """Make sure that all scores are finite numbers; losses are where the scores are.
+
+        Raises:
+            NonFiniteLoss: one is not.
+        """
+        check_finite("a score", self.score, block)
+        if self.token_score is not None:
+            largest = np.zeros(len(block))
+            owners = np.repeat(np.arange(len(block)), block.lengths)
+            np.maximum.at(largest, owners, np.abs(self.token_score))
+            check_finite("a token score", largest, block)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +179,34 @@ class Method(Protocol):
             kept: one flag a document [N], or at token granularity one a token.
         """
 
+    def check(self) -> None:
+        """Make sure at the end of a stage that what was trained can be gone on from.
+
+        Raises:
+            NonFiniteLoss: it gives losses or scores that are not finite.
+        """
+
     def save(self, path: Path) -> None:
         """Write everything that what follows depends on; between blocks too."""
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""
+
+
+def check_finite(what: str, values: Float64, documents: Documents) -> None:
+    """Make sure that every document's value is a finite number, in float32 as files hold it.
+
+    Args:
+        what: what the values are, with its article, for the error.
+        values: one a document, [N].
+        documents: N documents.
+
+    Raises:
+        NonFiniteLoss: one is not; it names the document.
+    """
+    with np.errstate(over="ignore"):
+        broken = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
+    if len(broken):
+        raise NonFiniteLoss(
+            f"Document {documents.ids[broken[0]]} got {what} that is not a finite number."
+        )

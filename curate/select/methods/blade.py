@@ -105,6 +105,10 @@ class BladeMethod:
         elif kept.any():
             self._proxy.train(block.take(np.flatnonzero(kept)))
 
+    def check(self) -> None:
+        """The proxy's losses must be finite; a pair is made anew, or was scored by."""
+        self._proxy.check()
+
     def save(self, path: Path) -> None:
         """Everything that what follows depends on, readable with `weights_only`."""
         state = {
@@ -182,14 +186,14 @@ class BladeMethod:
         """The top share of a block, for L_train(a, .)."""
         budget = self._config.keep * block.num_tokens
         key = make_key(self._config.seed, "ties")
-        if self._by_token:
-            scores = self._score_tokens(block, learning=False).token_score
-            assert scores is not None
-            one = np.ones(len(scores), dtype=np.int64)
-            return block.masked(keep_top(scores, one, budget, token_noise(key, block)))
-        document_scores = self.score(block).score
-        kept = keep_top(document_scores, block.lengths, budget, random_uint64(key, block.ids))
-        kept[document_scores.argmax()] |= not kept.any()
+        by_token = self._by_token
+        scores = self._score_tokens(block, learning=False) if by_token else self.score(block)
+        scores.check(block)
+        if scores.token_score is not None:
+            one = np.ones(len(scores.token_score), dtype=np.int64)
+            return block.masked(keep_top(scores.token_score, one, budget, token_noise(key, block)))
+        kept = keep_top(scores.score, block.lengths, budget, random_uint64(key, block.ids))
+        kept[scores.score.argmax()] |= not kept.any()
         return block.take(np.flatnonzero(kept))
 
     def _filler(self, block: Documents, kept: Bool) -> Bool:

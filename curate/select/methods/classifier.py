@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 
 from curate.config.schema import ClassifierConfig, Config
+from curate.errors import NonFiniteLoss
 from curate.noise import make_key, shuffled_order
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
@@ -84,6 +85,15 @@ class ClassifierMethod:
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Nothing is learned from what is kept."""
+
+    def check(self) -> None:
+        """No score, a mean of values plus the bias, may leave the range of float32."""
+        largest = float(np.abs(self._values).max()) + abs(self._bias)
+        if not largest <= float(np.finfo(np.float32).max):
+            raise NonFiniteLoss(
+                f"The classifier was trained to log-odds as large as {largest:g}.",
+                "Lower classifier.learning_rate.",
+            )
 
     def save(self, path: Path) -> None:
         """The trained numbers, readable with `weights_only`."""

@@ -83,6 +83,9 @@ class DsirMethod:
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Nothing is learned."""
 
+    def check(self) -> None:
+        """Scores are finite by construction."""
+
     def save(self, path: Path) -> None:
         """The two counts, readable with `weights_only`."""
         counts = {"target": self._target_counts, "pool": self._pool_counts}

@@ -16,7 +16,7 @@ import numpy as np
 from curate.read.documents import Documents
 from curate.score.excess import excess_loss
 from curate.score.loss import Float64, document_losses, tokens_read
-from curate.select.methods.base import Scores
+from curate.select.methods.base import Scores, check_finite
 from curate.train.model import LanguageModel
 
 FIRST_WEIGHT = 2 / 3
@@ -46,9 +46,15 @@ class ScoringPair:
 def measure_spread(
     control: LanguageModel, reference: LanguageModel, sample: Documents, most: int | None
 ) -> ScoringPair:
-    """The pair with its spread over a sample of the pool, `most` tokens read of a document."""
+    """The pair with its spread over a sample of the pool, `most` tokens read of a document.
+
+    Raises:
+        NonFiniteLoss: an excess loss is NaN or infinite.
+    """
     pair = ScoringPair(control, reference)
-    spread = float(np.std(excess_loss(*pair.losses(sample, most))))
+    excess = excess_loss(*pair.losses(sample, most))
+    check_finite("an excess loss", excess, sample)
+    spread = float(np.std(excess))
     return ScoringPair(control, reference, spread if spread > 0 else 1.0)
 
 

@@ -18,7 +18,14 @@ from curate.config.schema import Config
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
 from curate.score.loss import Float64, document_losses, tokens_read
-from curate.select.methods.base import DOCUMENT, Context, RoundStart, Scores, save_state
+from curate.select.methods.base import (
+    DOCUMENT,
+    Context,
+    RoundStart,
+    Scores,
+    check_finite,
+    save_state,
+)
 from curate.select.methods.proxy import Proxy
 from curate.select.schedule import Schedule, plan_scoring
 
@@ -69,6 +76,10 @@ class PerplexityMethod:
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Nothing is learned."""
 
+    def check(self) -> None:
+        """The proxy's losses must be finite."""
+        self._proxy.check()
+
     def save(self, path: Path) -> None:
         """The proxy and the center."""
         save_state({"proxy": self._proxy.state_dict(), "center": self._center}, path)
@@ -89,6 +100,7 @@ class PerplexityMethod:
         stream = self._context.cache.stream(self._context.config.seed, "median")
         for block in draw_blocks(stream, self._proxy.batch_tokens):
             losses.append(self._losses(block))
+            check_finite("a loss", losses[-1], block)
             sizes.append(block.lengths)
             self._context.on_tokens(block.num_tokens)
             left -= block.num_tokens

@@ -9,13 +9,15 @@ The average spans a fixed share of the steps so far (Karras et al., arXiv 2312.0
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
 
+from curate.errors import NonFiniteLoss
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
-from curate.score.loss import token_losses
+from curate.score.loss import mean_loss, token_losses
 from curate.select.methods.base import Context
 from curate.train.model import LanguageModel
 from curate.train.optimizer import Optimizer, Term, ramp_then_constant
@@ -88,6 +90,21 @@ class Proxy:
         record = self.optimizer.step_on(mean, len(losses))
         self._update_average()
         self._context.on_step(record)
+
+    def check(self) -> None:
+        """What the last step of a stage broke would show only in the next, so look for it.
+
+        Raises:
+            NonFiniteLoss: on a batch of the target, a loss or the gradient is NaN or infinite.
+        """
+        sample = next(draw_blocks(iter([self._context.target]), self.batch_tokens))
+        self.optimizer.check([Term(sample)])
+        loss = mean_loss(self.scored, sample)
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"The proxy model's average has a loss of {loss:g} after {self.optimizer.steps} "
+                "steps."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer, readable with `weights_only`."""

@@ -51,6 +51,9 @@ class RandomMethod:
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Nothing is learned."""
 
+    def check(self) -> None:
+        """Scores are finite by construction."""
+
     def save(self, path: Path) -> None:
         """There is no state: the file is empty."""
         path.write_bytes(b"")
