@@ -135,12 +135,12 @@ def _check_shards(
         notes.find("log", "The log does not have the shards of manifest.json.")
     for row in rows:
         shard_id = row["shard_id"]
+        if shard_id is None or not 0 <= shard_id < len(manifest.pool):
+            continue
         for name in ("rows", "documents", "tokens"):
             if row[name] != row[f"found_{name}"]:
                 found = row[f"found_{name}"]
                 _differ(f"The log says {name} of shard {shard_id}", row[name], found, notes)
-        if not 0 <= shard_id < len(manifest.pool):
-            continue
         recorded = manifest.pool[shard_id]
         for name in ("rows", "documents", "tokens", "text_bytes"):
             said, found = getattr(recorded, name), row[f"found_{name}"]
@@ -150,7 +150,7 @@ def _check_shards(
             if row[name] != getattr(recorded, name):
                 text = f"The log and manifest.json differ in the {name} of shard {shard_id}."
                 notes.find("log", text)
-    return {row["shard_id"]: row["found_kept"] for row in rows}
+    return {row["shard_id"]: row["found_kept"] for row in rows if row["shard_id"] is not None}
 
 
 def _differ(said: str, value: object, found: object, notes: Notes) -> None:

@@ -154,8 +154,9 @@ def create_kept(log: AttachedLog) -> str:
 
 
 KEPT_ROWS = """
-SELECT document_id::BIGINT AS document_id, row::BIGINT AS row, tokens::BIGINT AS tokens,
-    tokens_kept::BIGINT AS tokens_kept, weight::FLOAT AS weight,
+SELECT coalesce(document_id, -1)::BIGINT AS document_id, coalesce(row, -1)::BIGINT AS row,
+    coalesce(tokens, -1)::BIGINT AS tokens, coalesce(tokens_kept, -1)::BIGINT AS tokens_kept,
+    weight::FLOAT AS weight,
     first_round::INTEGER AS first_round, last_round::INTEGER AS last_round,
     excess_low::DOUBLE AS excess_low, excess_high::DOUBLE AS excess_high,
     score_low::DOUBLE AS score_low, score_high::DOUBLE AS score_high

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.noise import make_key, shuffled_order
+from curate.read.schema import is_text
 from curate.records import output_columns
 from curate.verification.manifest import Manifest
 from curate.verification.result import Notes, plural
@@ -29,14 +30,14 @@ class Part:
         path: where it lies.
         name: its path in the output folder.
         shard_id: the pool shard that its rows come from.
-        schema: its columns.
+        columns: name and type of each of its columns but those that curate adds.
         group_rows: rows of each of its row groups.
     """
 
     path: Path
     name: str
     shard_id: int
-    schema: pa.Schema
+    columns: tuple[tuple[str, pa.DataType], ...]
     group_rows: tuple[int, ...]
 
     @property
@@ -98,12 +99,18 @@ def _open(out: Path, name: str, shard_id: int, manifest: Manifest, notes: Notes)
     except UNREADABLE:
         notes.find("parts", f"{name} is not a readable Parquet file.")
         return None
-    wanted = output_columns(manifest.settings["granularity"])
-    found = [(field.name, field.type) for field in schema][-len(wanted) :]
-    if found != [(field.name, field.type) for field in wanted]:
+    found = [(field.name, field.type) for field in schema]
+    wanted = [(one.name, one.type) for one in output_columns(manifest.settings["granularity"])]
+    columns, added = tuple(found[: -len(wanted)]), found[-len(wanted) :]
+    if added != wanted:
         notes.find("parts", f"{name} does not end in the columns that curate adds.")
         return None
-    return Part(out / name, name, shard_id, schema, tuple(groups))
+    text = manifest.settings["text_column"]
+    texts = [kind for column, kind in columns if column == text]
+    if len(set(schema.names)) < len(schema.names) or not any(map(is_text, texts)):
+        notes.find("parts", f'{name} has no column "{text}" of text, or two columns of one name.')
+        return None
+    return Part(out / name, name, shard_id, columns, tuple(groups))
 
 
 def choose_groups(parts: Sequence[Part], seed: int, *, full: bool) -> list[Group]:

@@ -189,8 +189,7 @@ class RowChecks:
         """The rows of a part's shard, if they are to be compared and can be."""
         if self._pool is None or part.shard_id not in self._unchanged:
             return None
-        wanted = [(one.name, one.type) for one in _stored(self._pool.schema)]
-        if [(one.name, one.type) for one in part.schema][: len(wanted)] != wanted:
+        if part.columns != tuple((one.name, one.type) for one in _stored(self._pool.schema)):
             text = f"{part.name} does not have the columns of the pool in their order and types."
             self._notes.find("source", text)
             return None
@@ -226,6 +225,8 @@ class _SourceRows:
         Raises:
             CurateError: the shard does not have them, or cannot be read.
         """
+        if len(rows) and (rows[0] < self._first or (np.diff(rows) < 0).any()):
+            raise CurateError("The log's rows of it are in no order.", "Restore the log.")
         return pa.Table.from_batches(self._pieces(rows), self._schema)
 
     def _pieces(self, rows: npt.NDArray[np.int64]) -> Iterator[pa.RecordBatch]:

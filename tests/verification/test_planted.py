@@ -266,6 +266,24 @@ def test_columns_that_are_not_the_pools(run: Run) -> None:
     ]
 
 
+def test_a_column_too_many(masked: Run) -> None:
+    change_part(masked, 0, lambda table: table.add_column(3, "spare", table.column("day")))
+    assert sentences(masked) == [
+        "data/part-00000.parquet does not have the columns of the pool in their order and types."
+    ]
+    change_part(masked, 0, lambda table: table.rename_columns({"spare": "day"}))
+    assert sentences(masked) == [
+        'data/part-00000.parquet has no column "text" of text, or two columns of one name.'
+    ]
+
+
+def test_a_part_without_its_text(masked: Run) -> None:
+    change_part(masked, 0, lambda table: table.rename_columns({"text": "body"}))
+    assert sentences(masked, source=False) == [
+        'data/part-00000.parquet has no column "text" of text, or two columns of one name.'
+    ]
+
+
 # Tokens.
 
 
@@ -424,6 +442,26 @@ def test_a_log_that_disagrees(run: Run, statement: str) -> None:
     expected = LOG_FAULTS[statement].format(**words)
     found = sentences(run)
     assert [text for text in found if text.startswith(expected)], found
+
+
+NONSENSE = {
+    "run": ["config", "seed"],
+    "shard": ["shard_id", "rows"],
+    "round": ["round"],
+    "decision": ["document_id", "round"],
+    "document": ["document_id", "shard_id", "row", "tokens", "weight"],
+}
+
+
+@pytest.mark.parametrize("value", ["NULL", "-7"])
+def test_nonsense_in_a_log_brings_nothing_down(masked: Run, value: str) -> None:
+    """What the values stand for is not believed."""
+    whole = masked.log.read_bytes()
+    for table, columns in NONSENSE.items():
+        for column in columns:
+            change_log(masked, f"UPDATE {table} SET {column} = {value}")
+            assert sentences(masked), (table, column)
+            masked.log.write_bytes(whole)
 
 
 def test_a_weight_changed_in_log_and_data_alike(run: Run) -> None:
