@@ -123,7 +123,7 @@ def _check_rows(
             kept = check_log(connection, log, manifest, notes)
             parts = check_parts(out, manifest, sound, kept, notes)
             whole = len(parts) == sum(count > 0 for count in kept.values())
-            masks = MaskReader(out / _MASKS) if full and whole and manifest.by_token else None
+            recorded = full and whole and manifest.by_token and (out / _MASKS).is_file()
             rows = RowChecks(
                 connection,
                 notes,
@@ -131,7 +131,7 @@ def _check_rows(
                 unchanged=unchanged,
                 encode=_encoder(out, manifest, sound, notes) if manifest.by_token else None,
                 text_column=manifest.settings["text_column"],
-                masks=masks if (out / _MASKS).is_file() else None,
+                masks=MaskReader(out / _MASKS) if recorded else None,
             )
             groups = choose_groups(parts, manifest.settings["seed"], full=full)
             rows.check(groups)

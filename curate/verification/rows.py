@@ -121,6 +121,7 @@ class RowChecks:
                     source = self._check_group(group, source, differences)
             except _DamagedPart:
                 self._notes.find("parts", f"{part.name} is not a readable Parquet file.")
+                self._masks = None  # those that follow are of other rows now
             differences.tell(self._notes)
 
     def _check_group(
@@ -214,7 +215,6 @@ class _SourceRows:
     """Rows of a pool shard by number, read once from its beginning."""
 
     def __init__(self, pool: Corpus, shard_id: int) -> None:
-        self.names = pool.schema.names
         self._schema, self._uri = pool.schema, pool.shards[shard_id].uri
         self._batches = pool.iter_batches(pool.shards[shard_id])
         self._first, self._batch = 0, None
