@@ -7,6 +7,7 @@ The verbs of the command line are functions here (`curate log` is `summary`, `ru
     curate.run_sql(Path("out"), "FROM keep_rate_by_source")
     curate.compare([Path("out"), Path("out-random")])
     curate.evaluate(curate.EvaluateSettings(out=Path("out"), test="test.parquet"))
+    curate.verify(Path("out"), full=True)
     curate.export(Path("out"), to="hf", dest=Path("curated"))
 
 Names are imported when first used, so that asking a log for something does not load torch.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from curate.log.compare import compare
     from curate.log.query import run_sql, summary, why
     from curate.pipeline import RunSummary, run
+    from curate.verification import Verification, verify
     from curate.write.export import export_dataset as export
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "InvalidInput",
     "OutputFailed",
     "RunSummary",
+    "Verification",
     "compare",
     "config_from_tree",
     "evaluate",
@@ -42,6 +45,7 @@ __all__ = [
     "run",
     "run_sql",
     "summary",
+    "verify",
     "why",
 ]
 
@@ -53,6 +57,7 @@ _HOMES = {
     "InvalidInput": ("curate.errors", "InvalidInput"),
     "OutputFailed": ("curate.errors", "OutputFailed"),
     "RunSummary": ("curate.pipeline", "RunSummary"),
+    "Verification": ("curate.verification", "Verification"),
     "compare": ("curate.log.compare", "compare"),
     "config_from_tree": ("curate.config", "config_from_tree"),
     "evaluate": ("curate.evaluation", "evaluate"),
@@ -61,6 +66,7 @@ _HOMES = {
     "run": ("curate.pipeline", "run"),
     "run_sql": ("curate.log.query", "run_sql"),
     "summary": ("curate.log.query", "summary"),
+    "verify": ("curate.verification", "verify"),
     "why": ("curate.log.query", "why"),
 }
 

@@ -2,8 +2,8 @@
 
 Exit codes: 0 done, 2 bad input (nothing written), 3 too much of the pool is damaged, 4 the output
 cannot be written (the same command goes on when it can), 130 or 143 stopped by SIGINT or SIGTERM, 1
-any other failure, whether curate knows it or not. Errors are two sentences on standard error: what
-is wrong, and what to do.
+any other failure, whether curate knows it or not, or an output that `verify` finds changed. Errors
+are two sentences on standard error: what is wrong, and what to do.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ _EVALUATE_EXAMPLE = """
 Example:
   curate evaluate out --test test.parquet
   curate evaluate out --test test.parquet --against out-random --format json
+"""
+_VERIFY_EXAMPLE = """
+\b
+Example:
+  curate verify out
+  curate verify out --full --format json
 """
 _EXPORT_EXAMPLE = """
 \b
@@ -330,6 +336,43 @@ def _parse_multiples(text: str) -> tuple[float, ...]:
             f"--multiples must be numbers above 0, but is {text or 'empty'}.",
             "Set --multiples to a list such as 1,2,4.",
         ) from None
+
+
+@main.command(epilog=_VERIFY_EXAMPLE)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--full", is_flag=True, help="Look at every row, not at a sample of row groups.")
+@click.option("--pool", help="Where the run's pool lies now, if it moved.")
+@click.option("--no-source", is_flag=True, help="Do not read the pool again.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+@click.pass_context
+def verify(
+    ctx: click.Context, /, out: Path, *, full: bool, pool: str | None, no_source: bool, form: str
+) -> None:
+    """Make sure that the output of a finished run is what the run wrote; nothing is changed.
+
+    Hashes every file, reconciles manifest, log and data, and holds rows of the data against the
+    pool, value for value: a sample that follows from the run's seed, or all of them.
+    Exits with 1 if something does not hold.
+    """
+    import json
+
+    import curate
+    from curate.verification.text import render_verification, verification_tree
+
+    done = curate.verify(out, full, pool=pool, source=not no_source)
+    if form == "json":
+        click.echo(json.dumps(verification_tree(done), indent=2, ensure_ascii=False))
+    else:
+        click.echo(render_verification(done))
+    if not done.holds:
+        ctx.exit(1)
 
 
 @main.command(epilog=_EXPORT_EXAMPLE)

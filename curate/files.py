@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from curate.refusal import writing
+
+SEAL = "sha256"
+"""The last entry of a sealed JSON text: the SHA-256 of the same text without it."""
 
 
 @contextlib.contextmanager
@@ -66,6 +71,17 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(tree: Mapping[str, Any]) -> str:
+    """Plain values as the one JSON text that stands for them: read and written, it is the same."""
+    return json.dumps(tree, indent=1) + "\n"
+
+
+def sealed_json_text(tree: Mapping[str, Any]) -> str:
+    """The same with a seal, so that a damaged text is known without any other record of it."""
+    plain = {key: value for key, value in tree.items() if key != SEAL}
+    return json_text({**plain, SEAL: hashlib.sha256(json_text(plain).encode()).hexdigest()})
 
 
 def copy_folder(source: Path, place: Path) -> None:

@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_the_verbs() -> None:
-    assert VERBS == ["compare", "evaluate", "export", "log", "run"]
+    assert VERBS == ["compare", "evaluate", "export", "log", "run", "verify"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

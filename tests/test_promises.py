@@ -18,17 +18,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 ORDER = [
-    "read",
-    "train",
-    "score",
-    "select",
-    "log",
-    "write",
-    "pipeline",
-    "evaluation",
-    "unexpected",
-    "cli",
-]
+    "read", "train", "score", "select", "log", "write", "verification", "pipeline", "evaluation",
+    "unexpected", "cli",
+]  # fmt: skip
 """A room imports from those before it. `write` draws the card and the report from the log."""
 SHARED = {"config", "errors", "records", "files", "noise", "refusal", "stop"}
 """Rooms that every other may import."""

@@ -24,6 +24,7 @@ from run_helpers import (
     write_plain_pool,
 )
 
+from curate import verify
 from curate.errors import InvalidInput, TooMuchDamage
 from curate.pipeline import tokens
 from curate.pipeline.folder import RunFolder
@@ -104,6 +105,7 @@ def assert_all_accounted_for(run: Run, rows_known: bool = True) -> None:
     assert bad[0][0] == single[0][0]
     assert not bad[0][1]
     assert not bad[0][2]
+    assert verify(run.out, full=True).findings == ()
     if rows_known:
         assert run.sql("SELECT count(*) FROM shard WHERE rows IS NULL") == [(0,)]
 

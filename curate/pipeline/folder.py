@@ -3,6 +3,7 @@
 `manifest.json` is the only state that counts. A stage is done when the manifest that names its
 result has been renamed into place; whatever else lies in the folder is rewritten by the stage that
 owns it. Times live in `state/times.json`, so that the manifest says the same for every equal run.
+Its last entry is the SHA-256 of the rest, so that `curate verify` sees a change of any byte of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from curate.config import Config, config_to_tree
 from curate.errors import InvalidInput, OutputConflict
-from curate.files import sha256_file, write_text
+from curate.files import SEAL, sealed_json_text, sha256_file, write_text
 from curate.pipeline.lock import LOCK
 from curate.read.corpus import Corpus
 from curate.refusal import writing
@@ -200,7 +201,7 @@ class RunFolder:
         self._write_times(times)
 
     def _write(self) -> None:
-        write_text(self.manifest_path, json.dumps(self._manifest, indent=1) + "\n")
+        write_text(self.manifest_path, sealed_json_text(self._manifest))
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
@@ -212,6 +213,7 @@ class RunFolder:
                 f"The manifest in {self.path} was not written by this version of curate.",
                 "Give another folder with --out.",
             )
+        found.pop(SEAL, None)
         return found
 
     def _read_times(self) -> dict[str, Any]:

@@ -177,14 +177,12 @@ def complete_stage(folder: RunFolder, figures: Mapping[str, Any]) -> None:
 
 def _run_record(inputs: Inputs, config: Config, folder: RunFolder) -> dict[str, Any]:
     identity = json.dumps(folder.identity, sort_keys=True)
-    settings = config_to_tree(config)
-    settings.pop("out")
     return {
         "run_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "started_at": folder.started_at(),
         "finished_at": datetime.now(UTC),
         "curate_version": version("curate"),
-        "config": settings,
+        "config": folder.result("config"),
         "seed": config.seed,
         "device": str(inputs.compute.device),
         "dtype": str(inputs.compute.dtype).removeprefix("torch."),
