@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from curate.config import Config
+from curate.log.cells import visible_lines
 from curate.pipeline import outputs
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.lock import locked
@@ -69,7 +70,9 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
     complete = folder.result("complete")
     if complete is None:
         with locked(folder.path), Progress(stream) as progress:
-            folder.check(config, inputs.pool, inputs.target)  # another run may have been here
+            folder.check(
+                inputs.config, inputs.pool, inputs.target
+            )  # another run may have been here
             folder.create()
             complete = _run_stages(inputs, folder, progress, stream, stop or Stop())
     return RunSummary(out=folder.path, stage_seconds=folder.stage_seconds(), **complete)
@@ -95,7 +98,8 @@ def _run_stages(
     schedule = kind.plan(config, cache.tokens)
     outputs.config_stage(config, folder)
     parameters = num_parameters if kind.has_proxy else None
-    print(describe_run(config, schedule, cache.tokens, parameters), file=stream)
+    described = describe_run(config, schedule, cache.tokens, parameters)
+    print(visible_lines(described), file=stream)
     rounds = Rounds(config, schedule, cache, folder, progress=progress, stop=stop)
     if not rounds.finished():
         context = Context(

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.config import Config
+from curate.errors import CurateError
 from curate.files import atomic_path
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.progress import Progress
 from curate.read.cache import TokenCache, draw_blocks
 from curate.read.documents import Documents
+from curate.read.locate import short_reason
 from curate.records import ROUND, TRAINING
 from curate.select.final import RoundScale, mark_top
 from curate.select.methods import Method, RoundStart
@@ -132,7 +134,7 @@ class Rounds:
             if self._folder.result(stage) is None:
                 checkpoint = self._checkpoint(stage, partial["part"]) if partial else previous
                 if checkpoint is not None and not loaded:
-                    method.load(checkpoint)
+                    _load(method, checkpoint)
                 loaded = True
                 self._progress.stage(stage.replace("-", " "))
                 self._run_stage(stage, index - 1, partial)
@@ -308,3 +310,18 @@ class Rounds:
         for path in but.parent.iterdir():
             if path != but:
                 path.unlink()
+
+
+def _load(method: Method, checkpoint: Path) -> None:
+    """Set a method back; checkpoints hold tensors and plain values, and nothing else is read.
+
+    Raises:
+        CurateError: the file is gone, or is not one that this run wrote.
+    """
+    try:
+        method.load(checkpoint)
+    except Exception as error:  # a file that somebody changed can fail in any way
+        raise CurateError(
+            f"The checkpoint {checkpoint} cannot be read ({short_reason(error)}).",
+            "Run curate run with another --out, or remove the output folder and start again.",
+        ) from error
