@@ -4,6 +4,9 @@ Exit codes: 0 done, 2 bad input (nothing written), 3 too much of the pool is dam
 cannot be written (the same command goes on when it can), 130 or 143 stopped by SIGINT or SIGTERM, 1
 any other failure, whether curate knows it or not, or an output that `verify` finds changed. Errors
 are two sentences on standard error: what is wrong, and what to do.
+
+Names, paths and values may come from anybody's data, so all text is printed with its control and
+invisible characters escaped (`say`); CSV and JSON are exact unless they go to a terminal (`Data`).
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ class Verbs(click.Group):
         ctx.obj = Stop()
         try:
             with ctx.obj.listening():
-                return super().invoke(ctx)
+                return self._run_verb(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise  # click's own to show; a reader that had enough, as of `curate log ... | head`
         except Exception as error:
@@ -75,17 +78,45 @@ class Verbs(click.Group):
             click.echo("\nInterrupted. Run the same command again to go on.", err=True)
             ctx.exit(128 + getattr(error, "signal", 2))
 
+    def _run_verb(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception:
+            ctx.obj.check()  # DuckDB makes an error of its own of a signal within a query
+            raise
+
+
+class Data:
+    """Standard output for CSV and JSON: exact, but what a terminal shows moves no cursor."""
+
+    def __init__(self) -> None:
+        self._on_terminal = sys.stdout.isatty()
+
+    def write(self, text: str) -> int:
+        """Write text as it is, or as a terminal may see it."""
+        from curate.log.cells import visible_lines
+
+        return sys.stdout.write(visible_lines(text) if self._on_terminal else text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines for people, with every control and invisible character escaped."""
+    from curate.log.cells import visible_lines
+
+    click.echo(visible_lines(text), err=err)
+
 
 def _tell(error: Exception, verb: str | None) -> int:
     """Say on standard error what is wrong and what to do; returns the exit code."""
     from curate.errors import CurateError
+    from curate.log.cells import visible
     from curate.unexpected import foreseen, report
 
     known = error if isinstance(error, CurateError) else foreseen(error, verb)
     if known is None:
         known = report(error, verb, sys.argv)
     with contextlib.suppress(OSError):  # nobody is left to tell, but the exit code stays
-        click.echo(f"Error: {known.problem}\nTo fix: {known.remedy}", err=True)
+        say(f"Error: {visible(known.problem)}\nTo fix: {visible(known.remedy)}", err=True)
     return known.exit_code
 
 
@@ -151,7 +182,7 @@ def run(
     done = curate.run(resolved, stop=stop)
     text = render_summary(summary(done.out))
     with _printing():
-        click.echo(f"{text}\n{_where(done.out)}")
+        say(f"{text}\n{_where(done.out)}")
 
 
 _FLAG_KEYS = {"model": "model.name", "device": "compute.device"}
@@ -199,11 +230,11 @@ def log(out: Path, sql: str | None, form: str, why: str | None) -> None:
 
     with _printing():
         if why is not None:
-            click.echo(render.render_why(query.why(out, why)))
+            say(render.render_why(query.why(out, why)))
         elif sql is not None:
             _print_rows(query.run_sql(out, sql), form)
         else:
-            click.echo(render.render_summary(query.summary(out)))
+            say(render.render_summary(query.summary(out)))
 
 
 def _print_rows(reader: Any, form: str) -> None:
@@ -215,9 +246,9 @@ def _print_rows(reader: Any, form: str) -> None:
             "Parquet is binary and would spoil the terminal.",
             "Send it to a file: ... --format parquet > rows.parquet.",
         )
-    text = sys.stdout
+    text: Any = Data()
     if form == "table":
-        render.write_table(reader, text)
+        render.write_table(reader, sys.stdout)
     elif form == "csv":
         render.write_csv(reader, text)
     elif form == "json":
@@ -258,9 +289,9 @@ def compare(outs: tuple[Path, ...], by: str | None, top: int, form: str) -> None
     comparison = curate.compare(outs, by=by, top=top)
     with _printing():
         if form == "json":
-            click.echo(json.dumps(plain(comparison), indent=2, ensure_ascii=False))
+            Data().write(json.dumps(plain(comparison), indent=2, ensure_ascii=False) + "\n")
         else:
-            click.echo(render_comparison(comparison))
+            say(render_comparison(comparison))
 
 
 @main.command(epilog=_EVALUATE_EXAMPLE)
@@ -323,7 +354,7 @@ def evaluate(out: Path, against: tuple[Path, ...], multiples: str, form: str, **
         if form == "json":
             click.echo(json.dumps(done.report, indent=2, allow_nan=False))
         else:
-            click.echo(render_evaluation(done.report))
+            say(render_evaluation(done.report))
 
 
 def _parse_multiples(text: str) -> tuple[float, ...]:
@@ -397,4 +428,4 @@ def export(out: Path, to: str, dest: Path, materialize: bool, seed: int | None) 
 
     done = curate.export(out, to=to, dest=dest, materialize=materialize, seed=seed)
     with _printing():
-        click.echo(f"Wrote {done.rows:,} rows to {dest}.")
+        say(f"Wrote {done.rows:,} rows to {dest}.")

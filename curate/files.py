@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary name, fsync, rename.
+"""Files that are either whole or absent (temporary name, fsync, rename), and folders that hold.
 
 What the system refuses on the way becomes an `OutputFailed` (`refusal`).
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from curate.errors import InvalidInput
 from curate.refusal import writing
 
 SEAL = "sha256"
@@ -89,6 +90,24 @@ def copy_folder(source: Path, place: Path) -> None:
     for file in sorted(source.iterdir()):
         with atomic_path(place / file.name) as temporary:
             shutil.copyfile(file, temporary)
+
+
+def check_contained(folder: Path) -> None:
+    """Make sure that what is read, written or removed below a folder lies in it.
+
+    A run's folder may come from somebody else; a link in it could make a later verb empty or
+    overwrite a folder of the user's. The folder itself may be a link.
+
+    Raises:
+        InvalidInput: a link in it leads out of it.
+    """
+    home = os.path.realpath(folder)
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+            raise InvalidInput(
+                f"{path} is a link that leads out of its folder.",
+                "Put what it leads to in its place, or give another folder.",
+            )
 
 
 def sha256_file(path: Path) -> str:

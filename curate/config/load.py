@@ -1,7 +1,8 @@
 """Build a `Config` from YAML, flags and `--set`, later sources winning.
 
 Every error names the nested key, what was expected, what was found and, for a misspelt key, the
-nearest right one. YAML is read with the safe loader only.
+nearest right one. YAML may come from anywhere: it is read with a safe loader that runs nothing,
+multiplies nothing and refuses what it would have to guess.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,43 @@ from curate.config.schema import Config, Section, field_key, number_in_words
 from curate.errors import InvalidInput
 
 Tree = dict[str, Any]
+
+_LONGEST_NUMBER = 1000
+"""Characters of a whole number in YAML, at most."""
+_BROKEN = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
+"""What reading YAML raises: besides its own error those of types that a scalar cannot be."""
+
+
+class _Refused(yaml.constructor.ConstructorError):
+    """Valid YAML that a config must not hold; `problem` says what it does."""
+
+    def __init__(self, problem: str, node: yaml.Node) -> None:
+        super().__init__(None, None, problem, node.start_mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader without what grows on reading (merge keys, long numbers), and without keys
+    that repeat, of which one would win in silence.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise _Refused("uses a merge key", key)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _Refused("gives a key for the second time", key)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _LONGEST_NUMBER:
+            raise _Refused(f"has a number of {len(node.value)} characters", node)
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load_config(
@@ -45,7 +83,7 @@ def load_config(
         key, separator, value = text.partition("=")
         if not separator or not key.strip():
             raise InvalidInput(
-                f"--set {text} has no key=value form.", "Write --set section.key=value."
+                f"--set {_shown(text)} has no key=value form.", "Write --set section.key=value."
             )
         _assign(tree, key.strip(), _parse_value(key.strip(), value))
     return config_from_tree(tree)
@@ -58,16 +96,19 @@ def read_yaml(path: Path) -> Tree:
         InvalidInput: the file is absent, is not YAML, or does not hold a mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(
             f"The config file {path} cannot be read.", "Give the path of a YAML file."
         ) from None
-    except yaml.YAMLError as error:
+    try:
+        tree = _load(text)
+    except _BROKEN as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
+        wrong = error.problem if isinstance(error, _Refused) else "is not valid YAML"
         raise InvalidInput(
-            f"The config file {path} is not valid YAML{where}.", "Correct that line."
+            f"The config file {path} {wrong}{where}.", "Correct that line."
         ) from None
     if tree is None:
         return {}
@@ -77,6 +118,10 @@ def read_yaml(path: Path) -> Tree:
             "Write key: value lines.",
         )
     return tree
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def config_from_tree(tree: Mapping[str, Any]) -> Config:
@@ -114,19 +159,26 @@ def _yaml_lines(section: Section, indent: str) -> Iterable[str]:
             yield from _yaml_lines(value, indent + "  ")
             continue
         plain = list(value) if isinstance(value, tuple) else value
-        text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**6)
-        if "\x85" in text:  # next line, which YAML folds into a space
-            text = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
+        text = dump_yaml(plain, default_flow_style=True, width=10**6)
         text = text.removesuffix("\n").removesuffix("...").strip(" \n")
         yield f"{indent}# {field.metadata['doc']}\n{indent}{field_key(field)}: {text}\n"
 
 
+def dump_yaml(value: Any, **options: Any) -> str:
+    """Plain values as YAML; ASCII where it would hold a character that is not seen as it is."""
+    text: str = yaml.safe_dump(value, allow_unicode=True, **options)
+    if not all(character.isprintable() or character == "\n" for character in text):
+        text = yaml.safe_dump(value, **options)
+    return text
+
+
 def _parse_value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return _load(text)
+    except _BROKEN:
         raise InvalidInput(
-            f"The value of --set {key}={text} is not valid YAML.", "Quote it for YAML."
+            f"The value of --set {_shown(f'{key}={text}')} is not valid YAML.",
+            "Quote it for YAML.",
         ) from None
 
 
@@ -211,13 +263,18 @@ def _float_or_none(value: Any) -> float | None:
         return None
 
 
+def _shown(text: str) -> str:
+    """What the user gave as an error repeats it: an address may hold a password."""
+    return text if "://" not in text else f"{text.partition('://')[0]}://..."
+
+
 def _kind(value: object) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'the text "{value}"'
+        return f'the text "{_shown(value)}"'
     if isinstance(value, int | float):
         return f"the number {number_in_words(value)}"
     return {"list": "a list", "dict": "a mapping", "date": "a date"}.get(

@@ -26,6 +26,8 @@ from curate.write.repeat import repeat_counts
 
 _BINS = 1 << 20
 _CHUNK_PIECES = 1024
+_SIZES = ("document_id", "tokens")
+"""First of their names in a document file; the pool may have columns that are called so too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,9 @@ def draw_sample(
     """
     held = np.zeros(_BINS)
     for path in cache.document_files():
-        table = pq.read_table(path, columns=["document_id", "tokens"])
-        ids = table["document_id"].to_numpy()
-        sizes = table["tokens"].to_numpy().astype(np.float64)
+        table = pq.ParquetFile(path).read(columns=list(_SIZES))
+        ids, sizes = (table.column(table.schema.names.index(name)).to_numpy() for name in _SIZES)
+        sizes = sizes.astype(np.float64)
         if excluded is not None:
             sizes[excluded.holds(ids)] = 0
         bins = (uniform(key, ids) * _BINS).astype(np.int64)

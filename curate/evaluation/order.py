@@ -21,6 +21,7 @@ from curate.evaluation.settings import POOL, EvaluateSettings
 from curate.evaluation.store import write_store
 from curate.evaluation.tokens import FOLDER, dataset_store, tokenize_pool
 from curate.evaluation.train import Measure, train_and_measure, trained_tokens
+from curate.log.cells import visible, visible_lines
 from curate.log.query import LOG_NAME
 from curate.noise import make_key
 from curate.pipeline.lock import locked
@@ -80,7 +81,7 @@ def _go_on(inputs: Inputs, request: str, stream: TextIO) -> dict[str, Any]:
     out = inputs.run.out
     with locked(out), writing(out), Progress(stream) as progress:
         plan = _resolve(inputs, progress)
-        print(describe_plan(inputs, plan), file=stream)
+        print(visible_lines(describe_plan(inputs, plan)), file=stream)
         trained = _train_all(inputs, plan, progress, stream)
         report = make_report(inputs, plan, trained, request)
         record.write_report(inputs.run, report)
@@ -129,10 +130,11 @@ def _train_all(
     total = sum(trained_tokens(plan.arm_budgets(arm)) for arm, _ in missing)
     progress.start("evaluate", total, "tok")
     for arm, seed in missing:
-        progress.stage(f"{arm}, seed {seed}")
+        name = visible(f"{arm}, seed {seed}")
+        progress.stage(name)
         trained[arm, seed] = _train(inputs, plan, arm, seed, progress)
         results.add(facts[arm, seed], trained[arm, seed])
-        _tell(f"{arm}, seed {seed}", trained[arm, seed], progress, stream)
+        _tell(name, trained[arm, seed], progress, stream)
     progress.close()
     return trained
 

@@ -14,7 +14,7 @@ from curate.evaluation.runs import FinishedRun, open_run
 from curate.evaluation.settings import CURATED, EvaluateSettings, arm_name
 from curate.evaluation.tokens import cached_tokens
 from curate.read.cache import TokenCache
-from curate.read.corpus import Corpus, open_corpus
+from curate.read.corpus import Corpus, display_uri, open_corpus
 from curate.read.documents import Documents, offsets_from_lengths
 from curate.read.tokenizer import TextTokenizer, load_tokenizer, sound_texts, text_bytes
 from curate.records import make_document_id
@@ -117,8 +117,8 @@ def open_pool(run: FinishedRun, source: str | None) -> Corpus:
         ) from None
     if tuple(shard.fingerprint for shard in pool.shards) != run.pool:
         raise InvalidInput(
-            f"The pool in {source or run.config.pool} is not the one that the run in {run.out} "
-            "curated.",
+            f"The pool in {display_uri(source or run.config.pool)} is not the one that the run in "
+            f"{run.out} curated.",
             "Say with --pool where the pool of the run lies now.",
         )
     return pool

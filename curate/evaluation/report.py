@@ -24,6 +24,7 @@ from curate.evaluation.statistics import (
     verdict,
 )
 from curate.evaluation.train import Measure
+from curate.read.corpus import display_uri
 
 SETS = ("target", "general")
 
@@ -147,7 +148,7 @@ def _cost(inputs: Inputs, plan: Plan, trained: Trained) -> dict[str, Any]:
 def _settings(inputs: Inputs, plan: Plan) -> dict[str, Any]:
     model = plan.model
     return {
-        "test": str(inputs.settings.test),
+        "test": display_uri(str(inputs.settings.test)),
         "against": [str(out) for out in inputs.settings.against],
         "seeds": list(plan.seeds),
         "tokens": plan.tokens,

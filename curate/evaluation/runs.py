@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 
 from curate.config import Config, load_config
 from curate.errors import CurateError, InvalidInput
-from curate.log.query import connect
+from curate.log.query import connect, reading
 from curate.pipeline.folder import RunFolder
 from curate.read.documents import Documents, offsets_from_lengths
 from curate.read.tokenizer import TextTokenizer, load_tokenizer, text_bytes, text_values
+from curate.write.parts import part_files, part_number
 
 _BATCH_ROWS = 1024
 
@@ -82,7 +83,7 @@ class FinishedRun:
 
     def parts(self) -> list[Path]:
         """The files of the curated dataset, in pool order."""
-        return sorted((self.out / "data").glob("part-*.parquet"))
+        return part_files(self.out)
 
 
 def open_run(out: Path) -> FinishedRun:
@@ -92,7 +93,7 @@ def open_run(out: Path) -> FinishedRun:
         InvalidInput: there is none.
     """
     folder = RunFolder.open_finished(out)
-    with connect(out) as log:
+    with reading(out) as log:
         shards = log.execute("SELECT fingerprint FROM shard ORDER BY shard_id").fetchall()
         device, seconds = log.execute("SELECT device, stage_seconds FROM run").fetchall()[0]
     return FinishedRun(
@@ -124,7 +125,7 @@ def read_kept(run: FinishedRun, tokenizer: TextTokenizer) -> Iterator[KeptRows]:
     """
     with connect(run.out) as log:
         for part in run.parts():
-            ids = _kept_ids(log, int(part.stem.removeprefix("part-")))
+            ids = _kept_ids(log, part_number(part))
             with pq.ParquetFile(part) as file:
                 if file.metadata.num_rows != len(ids):
                     raise CurateError(

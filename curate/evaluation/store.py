@@ -20,10 +20,12 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from curate.errors import InvalidInput
 from curate.files import atomic_folder, write_text
 from curate.read.documents import Documents, offsets_from_lengths
 
 _ARRAYS = ("ids", "bytes", "lengths", "weights", "input_ids", "counted")
+_KINDS = frozenset(np.dtype(one).str for one in ("?", "u2", "i4", "i8", "f4"))
 _INDEX = "store.json"
 
 
@@ -78,8 +80,12 @@ def open_store(folder: Path) -> Store:
 
     Raises:
         FileNotFoundError: there is no whole one.
+        InvalidInput: its index is not one that `write_store` wrote: a name could be a path, and a
+            kind make numbers pointers.
     """
     index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    if not all(name in _ARRAYS and kind in _KINDS for name, kind in index["kinds"].items()):
+        raise InvalidInput(f"{folder / _INDEX} was changed.", f"Remove the folder {folder}.")
     arrays = {name: _mapped(folder / name, kind) for name, kind in index["kinds"].items()}
     lengths = arrays.get("lengths", np.zeros(0, dtype=np.int64))
     empty = np.zeros(0, dtype=np.int64)

@@ -15,6 +15,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 
+from curate.errors import InvalidInput
 from curate.log.plain import json_text, plain
 
 MAXIMUM_WIDTH = 80
@@ -29,7 +30,13 @@ def python_values(column: pa.Array) -> list[object]:
         return [None if v is None else float(str(np.float32(v))) for v in column.to_pylist()]
     if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    return list(column.to_pylist())
+    try:
+        return list(column.to_pylist())
+    except OverflowError:
+        raise InvalidInput(
+            "The result holds dates beyond the years 1 to 9999.",
+            "Cast them to text in the query, with ::VARCHAR.",
+        ) from None
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -66,6 +73,11 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_escaped(c) if unicodedata.category(c) in _HIDDEN else c for c in text)
+
+
+def visible_lines(text: str) -> str:
+    """The same of text of several lines, as a terminal shows it."""
+    return "\n".join(visible(one) for one in text.split("\n"))
 
 
 def _escaped(character: str) -> str:

@@ -15,12 +15,7 @@ import duckdb
 from curate.files import atomic_path
 from curate.log import schema
 from curate.log.load import MEMORY_LIMIT, remove_siblings
-
-_CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": MEMORY_LIMIT,
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-}
+from curate.log.query import LOCKED
 
 
 def write_evaluation(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -35,7 +30,8 @@ def write_evaluation(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     with atomic_path(path) as temporary:
         remove_siblings(temporary)
         shutil.copyfile(path, temporary)
-        with duckdb.connect(str(temporary.absolute()), config=_CONFIG) as connection:
+        config = {**LOCKED, "memory_limit": MEMORY_LIMIT}
+        with duckdb.connect(str(temporary.absolute()), config=config) as connection:
             connection.execute(f"DROP TABLE IF EXISTS {schema.EVALUATION.name}")
             for statement in schema.create_table(schema.EVALUATION):
                 connection.execute(statement)

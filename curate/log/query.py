@@ -3,13 +3,19 @@
 A log may come from somebody else, and the SQL from anywhere, so both run in a connection that can
 read this one file and nothing more: read-only, no other files, no network, no extensions, no Python
 variables, and none of that can be switched back on. One statement is run at a time, and only one
-that reads. What DuckDB refuses is reported as invalid input in one sentence.
+that reads. It may take 2 GB of memory, and the rest of what it needs in a temporary folder (TMPDIR
+chooses the place); it may take any time, and Ctrl-C ends it. What DuckDB refuses is reported as
+invalid input in one sentence.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,8 @@ import duckdb
 import pyarrow as pa
 
 from curate.errors import InvalidInput
+from curate.files import check_contained
+from curate.log.load import MEMORY_LIMIT
 from curate.log.schema import DOCUMENT, quote
 from curate.records import make_document_id, split_document_id
 
@@ -31,6 +39,7 @@ DAMAGED_SHARDS = "SELECT count(*) AS shards FROM shard WHERE status = 'quarantin
 
 _LARGEST_ID = 2**63 - 1
 _SQL_REMEDY = "Run DESCRIBE or SHOW TABLES to see what the log holds."
+_LOG_REMEDY = "Give the output folder of a finished curate run."
 _ID_REMEDY = "Give a document_id from the document table, or SHARD:ROW."
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
@@ -45,20 +54,49 @@ _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 def connect(out: Path) -> duckdb.DuckDBPyConnection:
     """Open the log of the run in `out` for reading that log only."""
-    path = log_file(out)
+    path = log_file(out).absolute()
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    spill = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(Path(_spill_folder().name) / name)}
     try:
-        return duckdb.connect(str(path.absolute()), read_only=True, config=LOCKED)
+        return duckdb.connect(str(path), read_only=True, config={**LOCKED, **spill})
     except duckdb.Error as error:
         raise cannot_open(out, error) from error
 
 
+@functools.cache
+def _spill_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder of this process for what exceeds the memory limit, removed when it ends.
+
+    DuckDB lets queries read its spill folder. The default lies beside the log, where somebody else
+    may have put a link; a log opened twice needs the same one.
+    """
+    return tempfile.TemporaryDirectory(prefix="curate-log-", ignore_cleanup_errors=True)
+
+
+@contextlib.contextmanager
+def reading(out: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """`connect`, for queries of our own on a log that may be anybody's.
+
+    Raises:
+        InvalidInput: the log has not the tables that a run's log has.
+    """
+    with connect(out) as connection:
+        try:
+            yield connection
+        except duckdb.Error as error:
+            raise InvalidInput(
+                f"The selection log in {out} cannot be read: {first_line(error)}", _LOG_REMEDY
+            ) from error
+
+
 def log_file(out: Path) -> Path:
     """The log of the run in `out`."""
+    check_contained(out)
     path = out / LOG_NAME
     if not path.is_file():
         raise InvalidInput(
             f"There is no selection log in {out}.",
-            "Give the output folder of a finished curate run.",
+            _LOG_REMEDY,
         )
     return path
 
@@ -82,7 +120,7 @@ def run_sql(out: Path, sql: str) -> pa.RecordBatchReader:
         reader = _arrow_reader(relation)
     except BaseException as error:
         connection.close()
-        if isinstance(error, (duckdb.Error, pa.ArrowException)):
+        if isinstance(error, (duckdb.Error, pa.ArrowException, ValueError)):
             raise _invalid_sql(error) from error
         raise
     return pa.RecordBatchReader.from_batches(reader.schema, _batches(reader, connection))
@@ -96,7 +134,7 @@ def why(out: Path, document: str) -> list[dict[str, Any]]:
         document: a document id, or SHARD:ROW.
     """
     number = _parse_document(document)
-    with connect(out) as connection:
+    with reading(out) as connection:
         rows = [] if number is None else fetch_rows(connection, "FROM why(?)", [number])
     if not rows:
         raise InvalidInput(f"There is no document {document} in the log.", _ID_REMEDY)
@@ -117,7 +155,7 @@ def summary(out: Path) -> dict[str, Any]:
         stage_seconds: wall-clock seconds by stage.
         rollbacks: every stage that started over, and why; none in a log of an older curate.
     """
-    with connect(out) as connection:
+    with reading(out) as connection:
         run = next(iter(fetch_rows(connection, "FROM run")), {})
         run.pop("config", None)
         stages = run.pop("stage_seconds", None)
@@ -138,6 +176,7 @@ def summary(out: Path) -> dict[str, Any]:
 
 
 def _relation(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    sql.encode()  # text that is not Unicode is a ValueError, as is a statement of a new type
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
         raise InvalidInput(

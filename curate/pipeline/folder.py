@@ -18,15 +18,21 @@ from typing import Any
 
 from curate.config import Config, config_to_tree
 from curate.errors import InvalidInput, OutputConflict
-from curate.files import SEAL, sealed_json_text, sha256_file, write_text
+from curate.files import SEAL, check_contained, sealed_json_text, sha256_file, write_text
 from curate.pipeline.lock import LOCK
-from curate.read.corpus import Corpus
+from curate.read.corpus import Corpus, display_uri
 from curate.refusal import writing
 
 FORMAT_VERSION = 1
 
 _FREE = ("max_bad_fraction", "compute.checkpoint_minutes")
 """Settings that no result depends on: a run goes on under others."""
+
+_COUNTS = {
+    "select": ("documents", "tokens"),
+    "complete": ("pool_documents", "pool_tokens", "kept_documents", "kept_tokens"),
+}
+"""Stages whose results are counts, by name."""
 
 
 class RunFolder:
@@ -42,9 +48,10 @@ class RunFolder:
         """The folder of a run that went to its end, for verbs that add to it.
 
         Raises:
-            InvalidInput: there is none in `path`.
+            InvalidInput: there is none in `path`, or a link in it leads out of it.
         """
         folder = cls(path)
+        check_contained(path)
         with contextlib.suppress(OutputConflict, OSError):
             folder._manifest = folder._read_manifest()
         if "complete" not in folder._manifest.get("stages", {}):
@@ -68,6 +75,7 @@ class RunFolder:
         Raises:
             OutputConflict: it holds other files, or a run of other settings or inputs.
             OutputFailed: it cannot be looked at.
+            InvalidInput: a link in it leads out of it.
         """
         with writing(self.path):
             self._check(config, pool, target)
@@ -78,6 +86,7 @@ class RunFolder:
             raise OutputConflict(
                 f"The output {place} is a file.", "Give another folder with --out."
             )
+        check_contained(self.path)
         wanted = _identity(config, pool, target)
         if not self.manifest_path.exists():
             if self.path.exists() and any(map(_is_foreign, self.path.iterdir())):
@@ -205,10 +214,12 @@ class RunFolder:
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-        except ValueError:
+            found: dict[str, Any] | None = json.loads(
+                self.manifest_path.read_text(encoding="utf-8")
+            )
+        except (ValueError, RecursionError):
             found = None
-        if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        if found is None or not _is_manifest(found):
             raise OutputConflict(
                 f"The manifest in {self.path} was not written by this version of curate.",
                 "Give another folder with --out.",
@@ -223,6 +234,35 @@ class RunFolder:
 
     def _write_times(self, times: dict[str, Any]) -> None:
         write_text(self.state / "times.json", json.dumps(times, indent=1) + "\n")
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether it has the form of this version's manifests, whoever wrote it."""
+    if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        return False
+    inputs = [found.get("pool"), found.get("target")]
+    mappings = [found.get(key) for key in ("config", "stages", "files")]
+    return (
+        all(isinstance(one, dict) for one in [*mappings, found.get("partial", {})])
+        and all(map(_is_result, found["stages"].items()))
+        and all(isinstance(one, list) and all(map(_is_input, one)) for one in inputs)
+    )
+
+
+def _is_result(item: tuple[str, Any]) -> bool:
+    stage, result = item
+    if not isinstance(result, dict):
+        return False
+    counts = _COUNTS.get(stage)
+    return counts is None or (
+        result.keys() == set(counts) and all(type(one) is int for one in result.values())
+    )
+
+
+def _is_input(one: Any) -> bool:
+    return isinstance(one, dict) and all(
+        isinstance(one.get(key), str) for key in ("uri", "fingerprint")
+    )
 
 
 def _is_foreign(path: Path) -> bool:
@@ -270,7 +310,11 @@ def _config_differences(found: Any, wanted: Any, path: str) -> list[str]:
                 found.get(key), wanted.get(key), f"{path}.{key}" if path else key
             )
         ]
-    return [] if found == wanted else [f"{path} ({found} then, {wanted} now)"]
+    return [] if found == wanted else [f"{path} ({_shown(found)} then, {_shown(wanted)} now)"]
+
+
+def _shown(value: Any) -> Any:
+    return display_uri(value) if isinstance(value, str) else value
 
 
 def _and_more(differences: list[str]) -> str:

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from curate.config import Config
 from curate.errors import DiskFull
+from curate.log.cells import visible_lines
 from curate.pipeline import outputs
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.lock import locked
@@ -150,7 +151,8 @@ def _run_stages(
     schedule = kind.plan(config, cache.tokens)
     outputs.config_stage(config, folder)
     parameters = num_parameters if kind.has_proxy else None
-    print(describe_run(config, schedule, cache.tokens, parameters), file=stream)
+    described = describe_run(config, schedule, cache.tokens, parameters)
+    print(visible_lines(described), file=stream)
     rounds = Rounds(config, schedule, cache, folder, progress=progress, stop=stop)
     if not rounds.finished():
         context = Context(

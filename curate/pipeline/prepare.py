@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from curate.log.load import check_log_path
 from curate.log.query import LOG_NAME
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.quarantine import check_damage
-from curate.read.corpus import Corpus, open_corpus
+from curate.read.corpus import Corpus, display_uri, open_corpus
 from curate.read.tokenizer import load_tokenizer, text_bytes
 from curate.records import output_columns
 from curate.select.methods import METHODS
@@ -25,7 +25,7 @@ from curate.train.model import ModelShape, find_shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """A run's checked inputs."""
+    """A run's checked inputs; `config` shows addresses without their credentials."""
 
     config: Config
     pool: Corpus
@@ -42,12 +42,14 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
         InvalidInput: a path, column, model, device or output folder cannot be used.
         TooMuchDamage: too many shards of the pool are damaged.
     """
+    given = config
+    config = replace(given, pool=display_uri(given.pool), target=display_uri(given.target))
     _check_granularity(config)
     compute = resolve_compute(config.compute)
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
     pool = open_corpus(
-        config.pool,
+        given.pool,
         text_column=config.text_column,
         role="pool",
         reserved_columns=[field.name for field in output_columns(config.granularity)],
@@ -55,7 +57,7 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
     )
     check_damage(pool, config.max_bad_fraction)
     target = open_corpus(
-        config.target,
+        given.target,
         text_column=config.target_text_column or config.text_column,
         role="target",
     )

@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from curate.log.cells import visible_lines
+
 
 class Progress:
     """A tqdm bar over all tokens a run will train on and score; silent off a terminal."""
@@ -49,7 +51,7 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Print a line that stays, above the bar where there is one."""
-        tqdm.write(line, file=self._stream)
+        tqdm.write(visible_lines(line), file=self._stream)
 
     def close(self) -> None:
         """End the current bar."""

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.config import Config
-from curate.errors import NonFiniteLoss
+from curate.errors import CurateError, NonFiniteLoss
 from curate.files import atomic_path
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.progress import Progress
 from curate.read.cache import TokenCache, draw_blocks
 from curate.read.documents import Documents
+from curate.read.locate import short_reason
 from curate.records import ROUND, TRAINING
 from curate.select.final import RoundScale, mark_top
 from curate.select.methods import Method, RoundStart
@@ -157,7 +158,7 @@ class Rounds:
                 partial = self._folder.partial(stage)
                 checkpoint = self._checkpoint(stage, partial["part"]) if partial else self._origin
                 if checkpoint is not None and not loaded:
-                    method.load(checkpoint)
+                    _load(method, checkpoint)
                 loaded = True
                 self._progress.stage(stage.replace("-", " "))
                 self._run_stage(stage, index - 1, partial)
@@ -385,3 +386,18 @@ def _in_words(stage: str) -> str:
     """A stage as the log numbers it."""
     name, _, number = stage.partition("-")
     return f"round {int(number)}" if name == "round" else stage
+
+
+def _load(method: Method, checkpoint: Path) -> None:
+    """Set a method back; checkpoints hold tensors and plain values, and nothing else is read.
+
+    Raises:
+        CurateError: the file is gone, or is not one that this run wrote.
+    """
+    try:
+        method.load(checkpoint)
+    except Exception as error:  # a file that somebody changed can fail in any way
+        raise CurateError(
+            f"The checkpoint {checkpoint} cannot be read ({short_reason(error)}).",
+            "Run curate run with another --out, or remove the output folder and start again.",
+        ) from error

@@ -11,9 +11,11 @@ enough to shuffle in memory. Beside each token file lies a Parquet file with one
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from curate.errors import InvalidInput
 from curate.files import atomic_path
 from curate.noise import make_key, random_uint64, shuffled_order
 from curate.read.corpus import Corpus, Shard
@@ -122,13 +125,31 @@ class TokenCache:
         return {"partitions": self.partitions, "fragments": fragments, "damaged": damaged}
 
 
-def cache_from_json(folder: Path, tree: dict[str, object]) -> TokenCache:
-    """Inverse of `TokenCache.to_json`."""
-    fragments: list[dict[str, object]] = tree["fragments"]  # type: ignore[assignment]
-    partitions: int = tree["partitions"]  # type: ignore[assignment]
-    named: dict[str, str] = tree.get("damaged", {})  # type: ignore[assignment]
-    damaged = {int(shard_id): problem for shard_id, problem in named.items()}
-    return TokenCache(folder, tuple(Fragment(**one) for one in fragments), partitions, damaged)  # type: ignore[arg-type]
+def cache_from_json(folder: Path, tree: dict[str, Any]) -> TokenCache:
+    """Inverse of `TokenCache.to_json`.
+
+    Raises:
+        InvalidInput: it is not what that gave; a name could be a path to another file.
+    """
+    try:
+        fragments = tuple(Fragment(**one) for one in tree["fragments"])
+        partitions = tree["partitions"]
+        named = dict(tree.get("damaged", {}))
+        damaged = {int(shard_id): str(problem) for shard_id, problem in named.items()}
+    except (KeyError, TypeError, ValueError):
+        fragments, partitions, damaged = (), None, {}
+    if not isinstance(partitions, int) or not all(map(_is_sound, fragments)):
+        raise InvalidInput(
+            f"What the run knows of its tokens in {folder} was changed.",
+            "Run curate run with another --out.",
+        )
+    return TokenCache(folder, fragments, partitions, damaged)
+
+
+def _is_sound(fragment: Fragment) -> bool:
+    name, *sizes = dataclasses.astuple(fragment)
+    named = isinstance(name, str) and re.fullmatch(r"shard-[0-9]{5,}-[0-9]{5,}", name)
+    return bool(named) and all(isinstance(size, int) for size in sizes)
 
 
 def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Documents]:

@@ -125,12 +125,16 @@ def display_uri(url: str) -> str:
     """Return `url` without user name, password and query; local paths come back unchanged.
 
     A raw slash in a password (common in S3 secrets) is understood. In URLs other than http(s) a
-    `?` starts a query only when a `=` follows, since it may be a glob character. A `::` chains
-    links only in front of a protocol that fsspec knows, and never inside a query.
+    `?` starts a query only when a `=` follows, since it may be a glob character, and never inside
+    a login. A `::` chains links only in front of a protocol that fsspec knows, and never inside a
+    query.
     """
-    if "://" not in url:
+    before, separator, rest = url.partition("://")
+    if not separator:
         return url
-    query = re.search(r"\?[^?]*=|(?<=http)s?://[^?]*\?", url)
+    login = len(before) + len(separator) + _login_end(rest)
+    web = before.lower().endswith(("http", "https"))
+    query = re.compile(r"\?" if web else r"\?[^?]*=|(?<=http)s?://[^?]*\?").search(url, login)
     head = url[: url.index("?", query.start())] if query else url
     links = re.split(rf"::(?=(?:{'|'.join(map(re.escape, _PROTOCOLS))})(?:://|::))", head)
     return "::".join(_strip_secrets(link) for link in links)
@@ -138,7 +142,8 @@ def display_uri(url: str) -> str:
 
 def without_credentials(text: str) -> str:
     """A text with every URL in it as `display_uri` shows it."""
-    return re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+", lambda m: display_uri(m[0]), text)
+    address = r"[A-Za-z][\w+.-]*://[^\s\"<>]*[^\s\"'<>]"
+    return re.sub(address, lambda found: display_uri(found[0]), text)
 
 
 def short_reason(error: BaseException) -> str:
@@ -255,7 +260,8 @@ def _login_end(rest: str) -> int:
 
 
 def _strip_secrets(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
+    given, separator, rest = url.partition("://")
+    scheme = given.lower()
     if not separator or scheme in {"file", "local"}:
         return url
     end = _login_end(rest)
@@ -265,7 +271,7 @@ def _strip_secrets(url: str) -> str:
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     elif scheme != "memory":
         rest = re.sub(r"\?[^?]*=.*$", "", rest, flags=re.DOTALL)
-    return f"{scheme}://{rest}"
+    return f"{given}://{rest}"
 
 
 def _split_s3_login(url: str) -> tuple[str, dict[str, str]]:

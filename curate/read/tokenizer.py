@@ -26,6 +26,7 @@ from curate.files import atomic_folder
 from curate.noise import make_key, shuffled_order, uniform
 from curate.read.corpus import Corpus, Shard, bad_row
 from curate.read.documents import Documents
+from curate.read.locate import display_uri
 from curate.records import make_document_id
 
 NOT_UTF8 = "the text is not UTF-8"
@@ -98,9 +99,9 @@ def load_tokenizer(source: str) -> TextTokenizer:
     """
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
+    except Exception:  # a tokenizer of somebody else's can fail in any way
         raise InvalidInput(
-            f"The model {source} has no tokenizer that can be loaded.",
+            f"The model {display_uri(source)} has no tokenizer that can be loaded.",
             "Choose a model with a tokenizer.json that names a bos or eos token.",
         ) from None
     return TextTokenizer(loaded)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from curate.errors import InvalidInput
+from curate.read.locate import display_uri
 from curate.read.windows import Batch
 from curate.train.compute import Compute
 
@@ -29,6 +30,8 @@ _CHUNK_LOGITS = 1 << 23
 _HEAD_ROWS = 512
 """The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
+_KERNELS = ("_attn_implementation", "_experts_implementation")
+"""Where a model's config may name a repository of the Hub whose code is to be fetched and run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +95,10 @@ def find_shape(name: str) -> ModelShape:
         raise _unknown_model(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
+    except Exception:  # a config of somebody else's can fail in any way
         raise _unknown_model(name) from None
+    if any("/" in str(getattr(config, kernel, "")) for kernel in _KERNELS):
+        raise _unknown_model(name)
     longest = getattr(config, "max_position_embeddings", None) or _LONGEST_PRETRAINED_WINDOW
     return ModelShape(
         window=min(longest, _LONGEST_PRETRAINED_WINDOW),
@@ -150,14 +155,16 @@ def load_network(name: str) -> nn.Module:
         return transformers.AutoModelForCausalLM.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    except (OSError, ValueError, KeyError):
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # weights of somebody else's can fail in any way
         raise _unknown_model(name) from None
 
 
 def _unknown_model(name: str) -> InvalidInput:
     return InvalidInput(
-        f"There is no model {name}: it is not {', '.join(PRESETS)}, and no causal language model "
-        "with safetensors weights could be loaded from there.",
+        f"There is no model {display_uri(name)}: it is not {', '.join(PRESETS)}, and no causal "
+        "language model with safetensors weights could be loaded from there.",
         "Set --model to one of the presets, a model folder or a Hub id.",
     )
 

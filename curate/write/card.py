@@ -22,9 +22,10 @@ from typing import Any
 import duckdb
 import yaml
 
+from curate.config.load import dump_yaml
 from curate.files import write_text
 from curate.log.explain import rollbacks_in_words
-from curate.log.query import DAMAGED_SHARDS, grouping_columns, keep_rate_rows
+from curate.log.query import DAMAGED_SHARDS, LOCKED, grouping_columns, keep_rate_rows
 from curate.log.schema import DOCUMENT_REASONS
 
 Row = dict[str, Any]
@@ -116,8 +117,7 @@ def write_card(path: Path, log: Path) -> None:
 @contextlib.contextmanager
 def open_log(log: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a selection log read-only, unable to reach any other file or the network."""
-    locked = {"enable_external_access": False}
-    with duckdb.connect(str(log), read_only=True, config=dict(locked)) as connection:
+    with duckdb.connect(str(log), read_only=True, config=LOCKED) as connection:
         yield connection
 
 
@@ -143,7 +143,7 @@ def keep_rates(
 
 def public_config(config: str) -> str:
     """The run's config (JSON text) as YAML without this machine's folders, passwords or tokens."""
-    return yaml.safe_dump(_public(json.loads(config)), sort_keys=False, allow_unicode=True)
+    return dump_yaml(_public(json.loads(config)), sort_keys=False)
 
 
 def one_line(text: object, limit: int = 80) -> str:

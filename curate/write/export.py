@@ -31,9 +31,9 @@ import pyarrow.parquet as pq
 
 from curate.config.load import read_yaml
 from curate.errors import DiskFull, InvalidInput, OutputConflict
-from curate.files import atomic_path, sha256_file, write_text
+from curate.files import atomic_path, check_contained, sha256_file, write_text
 from curate.refusal import writing
-from curate.write.parts import row_groups
+from curate.write.parts import part_files, part_number, row_groups
 from curate.write.repeat import BATCH_ROWS, repeated_batches, repeated_schema
 
 FORMATS = ("hf", "parquet", "jsonl")
@@ -69,8 +69,7 @@ class _Part:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         if self.seed is not None:
-            number = int(self.path.stem.removeprefix("part-"))
-            yield from repeated_batches(self.path, number, self.seed)
+            yield from repeated_batches(self.path, part_number(self.path), self.seed)
             return
         with pq.ParquetFile(self.path) as file:
             yield from file.iter_batches(batch_size=BATCH_ROWS)
@@ -98,7 +97,7 @@ def export_dataset(
         seed: seed of the rounding; the run's by default.
 
     Raises:
-        InvalidInput: `to` is unknown, or `out` holds no finished run.
+        InvalidInput: `to` is unknown, or `out` holds no finished run, or a link that leads out.
         OutputConflict: `dest` is not empty.
         OutputFailed: `dest` cannot be written; nothing of it is left.
     """
@@ -106,6 +105,7 @@ def export_dataset(
         raise InvalidInput(
             f"There is no export format {to}.", f"Give one of {', '.join(FORMATS)} with --to."
         )
+    check_contained(out)
     run_seed = _run_seed(out) if seed is None else seed
     if materialize and _setting(out, "granularity") == "token":
         raise InvalidInput(
@@ -147,7 +147,7 @@ def _needed_bytes(to: str, parts: list[_Part]) -> int:
 
 
 def _part_paths(out: Path) -> list[Path]:
-    paths = sorted((out / "data").glob("part-*.parquet"))
+    paths = part_files(out)
     if not _is_complete(out) or not paths:
         raise InvalidInput(
             f"There is no finished run in {out}.",

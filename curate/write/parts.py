@@ -24,6 +24,7 @@ from curate.records import OUTPUT_COLUMNS, TOKEN_COLUMNS
 from curate.select.masks import MaskReader
 
 _PREFIX = "curate_"
+_PART = "part-"
 
 
 def output_schema(schema: pa.Schema, fields: Sequence[pa.Field] = OUTPUT_COLUMNS) -> pa.Schema:
@@ -39,6 +40,17 @@ def output_schema(schema: pa.Schema, fields: Sequence[pa.Field] = OUTPUT_COLUMNS
                 "Rename or drop that column, curate writes one of its own under this name.",
             )
     return pa.schema([*schema, *fields], metadata=schema.metadata)
+
+
+def part_files(out: Path) -> list[Path]:
+    """The parts of the run in `out`, in pool order; files of other names in `data/` are none."""
+    files = (out / "data").glob(f"{_PART}*.parquet")
+    return sorted(file for file in files if file.stem.removeprefix(_PART).isdecimal())
+
+
+def part_number(path: Path) -> int:
+    """The shard that a part is of."""
+    return int(path.stem.removeprefix(_PART))
 
 
 def write_part(
