@@ -16,9 +16,10 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -28,6 +29,8 @@ from curate.files import check_contained
 from curate.log.load import MEMORY_LIMIT
 from curate.log.schema import DOCUMENT, quote
 from curate.records import make_document_id, split_document_id
+
+_T = TypeVar("_T")
 
 LOG_NAME = "selection_log.duckdb"
 """File name of the log in an output folder."""
@@ -115,15 +118,42 @@ def run_sql(out: Path, sql: str) -> pa.RecordBatchReader:
     The rows come as they are computed; the log is closed after the last one, or with the reader.
     """
     connection = connect(out)
+    steps = _Steps(connection)
     try:
-        relation = _relation(connection, sql)
-        reader = _arrow_reader(relation)
+        reader = steps.run(lambda: _arrow_reader(_relation(connection, sql)))
     except BaseException as error:
+        steps.close()
         connection.close()
         if isinstance(error, (duckdb.Error, pa.ArrowException, ValueError)):
             raise _invalid_sql(error) from error
         raise
-    return pa.RecordBatchReader.from_batches(reader.schema, _batches(reader, connection))
+    return pa.RecordBatchReader.from_batches(reader.schema, _batches(reader, connection, steps))
+
+
+class _Steps:
+    """Runs what a query does in a thread of its own, so that a signal ends it at once.
+
+    Within a call DuckDB may look at no signal for as long as the call takes.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        self._thread = ThreadPoolExecutor(1)
+
+    def run(self, step: Callable[[], _T]) -> _T:
+        """The result of a step; a signal ends it, then comes through."""
+        future = self._thread.submit(step)
+        try:
+            return future.result()
+        finally:
+            while not future.done():  # a call that has not begun yet forgets an interruption
+                self._connection.interrupt()
+                wait([future], timeout=0.05)
+
+    def close(self) -> None:
+        """End the thread, and what DuckDB computes ahead of the rows that were read."""
+        self._connection.interrupt()
+        self._thread.shutdown()
 
 
 def why(out: Path, document: str) -> list[dict[str, Any]]:
@@ -201,13 +231,15 @@ def _arrow_reader(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
 
 
 def _batches(
-    reader: pa.RecordBatchReader, connection: duckdb.DuckDBPyConnection
+    reader: pa.RecordBatchReader, connection: duckdb.DuckDBPyConnection, steps: _Steps
 ) -> Iterator[pa.RecordBatch]:
     try:
-        yield from reader
+        while (batch := steps.run(lambda: next(reader, None))) is not None:
+            yield batch
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise _invalid_sql(error) from error
     finally:
+        steps.close()
         reader.close()
         connection.close()
 

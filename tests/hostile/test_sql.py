@@ -234,9 +234,14 @@ def test_memory_is_bounded(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run_sql(out, "SELECT list(repeat('a', 1000000)) FROM range(1000)").read_all()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_query_without_end_ends_by_a_signal(out: Path, number: int) -> None:
-    sql = "SELECT count(*) FROM range(1000000000000) a(i) WHERE hash(i) = 3"
+@pytest.mark.parametrize(
+    ("number", "sql"),
+    [
+        (signal.SIGINT, "SELECT count(*) FROM range(1000000000000) a(i) WHERE hash(i) = 3"),
+        (signal.SIGTERM, "SELECT * FROM range(1000000000000) a(i) WHERE i < 9000 OR hash(i) = 3"),
+    ],
+)
+def test_a_query_without_end_ends_by_a_signal(out: Path, number: int, sql: str) -> None:
     program = (
         "import sys, curate.log.query as query\n"
         "opened = query.connect\n"
@@ -251,9 +256,12 @@ def test_a_query_without_end_ends_by_a_signal(out: Path, number: int) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
-        time.sleep(0.5)  # into the query; a signal before it must end the process too
+        time.sleep(0.3)  # into the query; a signal before it must end the process too
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 128 + number, said
     assert said == "\nInterrupted. Run the same command again to go on.\n"
 
