@@ -22,6 +22,7 @@ from run_helpers import (
     write_plain_pool,
 )
 
+from curate import export, verify
 from curate.config.schema import METHOD_NAMES
 
 
@@ -134,6 +135,35 @@ def test_metadata_of_every_scalar_type_groups(tmp_path: Path) -> None:
 
 
 # Other inputs.
+
+
+def test_types_that_arrow_only_slices(tmp_path: Path) -> None:
+    """Views, as newer writers store strings: in the text, alone and inside others."""
+    inputs = write_plain_pool(tmp_path / "inputs", shards=1)
+    path = inputs / "pool" / "0.parquet"
+    plain = pq.read_table(path)
+    rows = range(plain.num_rows)
+    view = pa.array([None if i % 5 == 0 else f"name {i}" for i in rows], pa.string_view())
+    columns = {
+        "text": plain["text"].cast(pa.string_view()),
+        "name": view,
+        "blob": pa.array([bytes([i]) for i in rows], pa.binary_view()),
+        "deep": pa.StructArray.from_arrays([view], names=["name"]),
+        "many": pa.array([[f"{i}"] * (i % 3) for i in rows], pa.list_(pa.string_view())),
+    }
+    table = pa.table(columns)
+    pq.write_table(table, path)
+    run = run_tiny(inputs, tmp_path / "out", method="random", keep=0.5)
+    (part,) = run.parts()
+    kept = pq.read_table(part)
+    assert kept.select(table.column_names).schema == table.schema
+    wanted = [row for (row,) in run.sql("SELECT row FROM kept ORDER BY row")]
+    assert 0 < len(wanted) < len(rows)
+    every = table.to_pylist()
+    assert kept.select(table.column_names).to_pylist() == [every[row] for row in wanted]
+    assert verify(run.out, full=True).findings == ()
+    done = export(run.out, to="jsonl", dest=tmp_path / "lines", materialize=True)
+    assert done.documents == len(wanted)
 
 
 def test_a_compressed_jsonl_pool(tmp_path: Path) -> None:

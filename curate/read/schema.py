@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from curate.errors import DamagedShard, InvalidInput
@@ -170,6 +172,29 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         for column in (batch.column(field.name),)
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def take_rows(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """The given rows of a batch, ascending; of every type, also those that Arrow cannot take from.
+
+    Views and run-end encoded values can be sliced alone.
+    """
+    try:
+        return batch.take(pa.array(rows))
+    except pa.ArrowNotImplementedError:
+        return pa.RecordBatch.from_arrays(
+            [take_values(column, rows) for column in batch.columns], schema=batch.schema
+        )
+
+
+def take_values(column: pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
+    """The same of one column."""
+    try:
+        return column.take(pa.array(rows))
+    except pa.ArrowNotImplementedError:
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        pieces = [column.slice(int(run[0]), len(run)) for run in runs if len(run)]
+        return pa.concat_arrays(pieces) if pieces else column.slice(0, 0)
 
 
 def _relax_field(field: pa.Field) -> pa.Field:

@@ -27,6 +27,7 @@ from curate.noise import make_key, shuffled_order, uniform
 from curate.read.corpus import Corpus, Shard, bad_row
 from curate.read.documents import Documents
 from curate.read.locate import display_uri
+from curate.read.schema import take_rows
 from curate.records import make_document_id
 
 NOT_UTF8 = "the text is not UTF-8"
@@ -142,7 +143,7 @@ def sample_texts(corpus: Corpus, seed: int, sample_bytes: int) -> Iterator[str]:
             for first_row, batch in corpus.iter_batches(shard, columns=[corpus.text_column]):
                 ids = make_document_id(shard.shard_id, 0) + first_row + np.arange(batch.num_rows)
                 chosen = np.flatnonzero(uniform(key, ids) * available < sample_bytes)
-                for text in text_values(batch.column(corpus.text_column).take(pa.array(chosen))):
+                for text in text_values(take_rows(batch, chosen).column(0)):
                     yield text[:_LONGEST_SAMPLE_TEXT]
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from curate.errors import CurateError
 from curate.read.corpus import Corpus
+from curate.read.schema import take_rows
 from curate.records import split_document_id
 from curate.select.masks import MaskReader
 from curate.verification import log_sql
@@ -235,7 +236,7 @@ class _SourceRows:
             if self._batch is not None:
                 end = int(np.searchsorted(rows, self._first + self._batch.num_rows))
                 if end > done:
-                    yield self._batch.take(pa.array(rows[done:end] - self._first))
+                    yield take_rows(self._batch, rows[done:end] - self._first)
                     done = end
                     continue
             self._first, self._batch = next(self._batches, (0, None))

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.read.schema import take_values
+
 Rows = npt.NDArray[np.bool_]
 
 _LISTS = (
@@ -38,7 +40,7 @@ def differing(ours: pa.Array, theirs: pa.Array) -> Rows:
     different = np.asarray(valid != others)
     both = np.flatnonzero(valid & others)
     if len(both) < len(ours):
-        ours, theirs = (one.take(pa.array(both)) for one in (ours, theirs))
+        ours, theirs = (take_values(one, both) for one in (ours, theirs))
     different[both] = _present(ours, theirs)
     return different
 
@@ -67,7 +69,7 @@ def _lists(ours: pa.Array, theirs: pa.Array) -> Rows:
     different = np.asarray(lengths != others)
     same = np.flatnonzero(~different)
     if len(same) < len(ours):
-        ours, theirs = (one.take(pa.array(same)) for one in (ours, theirs))
+        ours, theirs = (take_values(one, same) for one in (ours, theirs))
     owners = np.repeat(same, lengths[same])
     different[owners[differing(ours.flatten(), theirs.flatten())]] = True
     return different

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from curate.errors import CurateError, InvalidInput
 from curate.files import atomic_path
+from curate.read.schema import take_rows
 from curate.records import OUTPUT_COLUMNS, TOKEN_COLUMNS
 from curate.select.masks import MaskReader
 
@@ -136,7 +137,7 @@ def _kept(
         low, high = np.searchsorted(rows, [first_row, first_row + batch.num_rows])
         if low == high:
             continue
-        taken = batch.take(pa.array(rows[low:high] - first_row))
+        taken = take_rows(batch, rows[low:high] - first_row)
         outcome = _columns(selection.slice(low, high - low), OUTPUT_COLUMNS)
         if masks is not None:
             outcome += _columns(masks.take(high - low), TOKEN_COLUMNS)

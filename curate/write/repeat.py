@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.noise import make_key, uniform
+from curate.read.schema import take_rows
 from curate.records import ROW_BITS
 
 WEIGHT_COLUMN = "curate_weight"
@@ -75,5 +76,5 @@ def _rows_where(file: pq.ParquetFile, wanted: npt.NDArray[np.bool_]) -> Iterator
             for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group]):
                 mask = wanted[start : start + batch.num_rows]
                 start += batch.num_rows
-                yield batch.take(pa.array(np.flatnonzero(mask)))
+                yield take_rows(batch, np.flatnonzero(mask))
         row = end
