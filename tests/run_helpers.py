@@ -30,6 +30,7 @@ from curate.stop import Stop
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 TINY = {
+    "model.name": "nano",
     "model.window": 32,
     "model.vocabulary_size": 300,
     "train.batch_tokens": 512,
@@ -39,7 +40,17 @@ TINY = {
 }
 """Settings that make a run take two seconds."""
 
-TINY_FLAGS = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as arguments; the model as the flag that a later one overrides."""
+    parts = [
+        ("--model", str(value)) if key == "model.name" else ("--set", f"{key}={value}")
+        for key, value in settings.items()
+    ]
+    return [part for pair in parts for part in pair]
+
+
+TINY_FLAGS = as_flags(TINY)
 
 SHARDS = 3
 ROWS = 20
@@ -179,7 +190,7 @@ def run_arguments(inputs: Path, out: Path, **settings: Any) -> list[str]:
     return [
         "run", "--pool", str(inputs / "pool"), "--target", str(inputs / "target.parquet"),
         "--out", str(out),
-        *(part for key, value in values.items() for part in ("--set", f"{key}={value}")),
+        *as_flags(values),
     ]  # fmt: skip
 
 
@@ -212,19 +223,13 @@ STRICT = {
 
 
 def shared_run(factory: pytest.TempPathFactory, **settings: Any) -> Run:
-    """The run of these settings on the rich pool, made once a test session; never change it.
-
-    Modules that change what the preset `tiny` is get a run of their own.
-    """
-    from curate.train.model import PRESETS
-
+    """The run of these settings on the rich pool, made once a test session; never change it."""
     base = factory.getbasetemp()
     runs = _shared(base)
     inputs = base / "shared-inputs"
     if not inputs.exists():
         write_pool(inputs)
     name = ",".join(f"{key}={value}" for key, value in sorted(settings.items())) or "default"
-    name = f"{name} {PRESETS['tiny']}"
     if name not in runs:
         runs[name] = run_tiny(inputs, factory.mktemp("shared") / "out", **settings)
     return runs[name]

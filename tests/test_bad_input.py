@@ -325,7 +325,7 @@ def test_overlap_as_large_as_the_window(place: Path, overlap: int) -> None:
 
 def test_window_beyond_the_model(place: Path) -> None:
     assert refused(place, "--set", "model.window=65537") == says(
-        "model.window is 65537, but tiny reads at most 65536 tokens.",
+        "model.window is 65537, but nano reads at most 65536 tokens.",
         "Set model.window to 65536 or less.",
     )
 

@@ -150,7 +150,7 @@ def test_a_run_prints_what_it_did(tmp_path: Path) -> None:
         r"pool [\d,]+ tokens, keep 0\.5 = [\d,]+, method blade, granularity document, seed 0",
         first,
     )
-    assert second.startswith("model tiny, ")
+    assert second.startswith("model nano, ")
     assert third.startswith("warm-up 0 tokens; 1 pass x ")
     places = result.stdout.partition(f"Written to {tmp_path / 'out'}:\n")[2].splitlines()
     written = [line.split()[0] for line in places]

@@ -388,7 +388,7 @@ def test_a_file_of_the_run_that_is_gone(whole: Run, tmp_path: Path) -> None:
     (run.out / "manifest.json").write_text(
         re.sub(
             r'"select": .*?},\s*"data": {},\s*"log": {},\s*"complete": {.*?}',
-            '"x": 0',
+            '"x": {}',
             text,
             flags=re.S,
         )
@@ -611,8 +611,8 @@ def test_an_estimate_of_a_real_run(whole_blade: Run) -> None:
     from curate.train.model import count_parameters, find_shape
 
     done = json.loads((whole_blade.out / "manifest.json").read_text())["stages"]
-    shape = find_shape("tiny")
-    parameters = count_parameters("tiny", shape, done["tokenizer"]["entries"])
+    shape = find_shape("nano")
+    parameters = count_parameters("nano", shape, done["tokenizer"]["entries"])
     pool = whole_blade.inputs / "pool"
     work = Work(
         pool_bytes=sum(path.stat().st_size for path in pool.iterdir()),

@@ -26,8 +26,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "sound"
     tokenizer = train_tokenizer(iter(["river stone cloud"] * 20), 260)
     network: Any = build_network(SHAPE, tokenizer.vocabulary_size, PREFIX, 0)
+    tokenizer.save(folder)  # takes the place of the folder
     network.save_pretrained(str(folder))
-    tokenizer.save(folder)
     return folder
 
 

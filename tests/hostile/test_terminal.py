@@ -72,6 +72,7 @@ def test_a_log_of_somebody_else_says_nothing_hidden(tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / "selection_log.duckdb")) as log:
         log.execute(f"CREATE TABLE run AS SELECT '{ESCAPE}' AS run_id, '{ESCAPE}' AS method")
         log.execute("CREATE TABLE round AS SELECT 1 AS round WHERE false")
+        log.execute("CREATE TABLE shard AS SELECT 'ok' AS status")
         log.execute(
             f"CREATE TABLE document AS SELECT '{ESCAPE}' AS reason, true AS kept, 1 AS tokens"
         )

@@ -14,7 +14,7 @@ import pytest
 from log_sample import DECISIONS, IDS, RUN, TOKENS, Log
 
 from curate import records
-from curate.errors import InvalidInput
+from curate.errors import InvalidInput, OutputFailed
 from curate.log import schema
 
 ARROW_OF = {
@@ -196,7 +196,7 @@ def test_a_failed_build_leaves_the_old_log(log):
     log.build()
     before = log.path.read_bytes()
     log.changes["decisions"] = [log.folder / "absent.parquet"]
-    with pytest.raises(duckdb.Error):
+    with pytest.raises(OutputFailed, match=r"absent\.parquet"):
         log.build()
     assert log.path.read_bytes() == before
     assert [file.name for file in log.path.parent.iterdir()] == ["selection_log.duckdb"]
