@@ -140,6 +140,16 @@ def _printing() -> Iterator[None]:
         ) from error
 
 
+_format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="curate", prog_name="curate")
 def main() -> None:
@@ -267,14 +277,7 @@ def _print_rows(reader: Any, form: str) -> None:
     show_default=True,
     help="Documents to show that only one of a pair keeps.",
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What to print.",
-)
+@_format_option
 def compare(outs: tuple[Path, ...], by: str | None, top: int, form: str) -> None:
     """Compare the selections of finished runs over the same pool.
 
@@ -323,14 +326,7 @@ def compare(outs: tuple[Path, ...], by: str | None, top: int, form: str) -> None
 @click.option("--batch-tokens", type=int, help="Tokens in one step; the model's own by default.")
 @click.option("--learning-rate", type=float, help="Peak rate; the model's own by default.")
 @click.option("--threads", type=int, help="CPU threads; the machine's cores by default.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What to print.",
-)
+@_format_option
 def evaluate(out: Path, against: tuple[Path, ...], multiples: str, form: str, **flags: Any) -> None:
     """Tell whether a curated dataset helps: train a small model on it, on random data and on more.
 
@@ -374,14 +370,7 @@ def _parse_multiples(text: str) -> tuple[float, ...]:
 @click.option("--full", is_flag=True, help="Look at every row, not at a sample of row groups.")
 @click.option("--pool", help="Where the run's pool lies now, if it moved.")
 @click.option("--no-source", is_flag=True, help="Do not read the pool again.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What to print.",
-)
+@_format_option
 @click.pass_context
 def verify(
     ctx: click.Context, /, out: Path, *, full: bool, pool: str | None, no_source: bool, form: str

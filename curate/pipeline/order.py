@@ -6,7 +6,6 @@ one stopped, and a finished run is only reported.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -23,23 +22,15 @@ from curate.pipeline.lock import locked
 from curate.pipeline.prepare import Inputs, prepare
 from curate.pipeline.progress import Progress
 from curate.pipeline.rounds import Rounds
-from curate.pipeline.space import Work, bytes_left
+from curate.pipeline.space import needed_bytes
 from curate.pipeline.tokens import read_target, tokenizer_stage, tokens_stage
-from curate.read.cache import cache_from_json
 from curate.read.tokenizer import TextTokenizer
 from curate.refusal import writing
 from curate.select.methods import METHODS, Context
-from curate.select.methods.base import TOKEN
 from curate.select.schedule import at_lower_rates, describe_run, resolve_config
 from curate.stop import Stop
 from curate.train.compute import keep_freed_memory
 from curate.train.model import LanguageModel, build_network, count_parameters, load_network
-
-_BYTES_PER_TOKEN, _BYTES_PER_TEXT = 4, 2000
-"""Of natural text, where nothing is counted yet."""
-
-_MODEL_COPIES = 8
-"""Copies of the weights in a checkpoint: live, mean, two moments, reference, control, a pair."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,42 +84,6 @@ def _go_on(inputs: Inputs, folder: RunFolder, stream: TextIO, stop: Stop) -> dic
         folder.check(inputs.config, inputs.pool, inputs.target)  # another run may have been here
         folder.create()
         return _run_stages(inputs, folder, progress, stream, stop)
-
-
-def needed_bytes(inputs: Inputs, folder: RunFolder) -> int:
-    """About how many bytes a run will still write."""
-    config, pool, model = inputs.config, inputs.pool, inputs.config.model
-    tokens = folder.result("tokens")
-    cache = None if tokens is None else cache_from_json(folder.state / "tokens", tokens)
-    text_bytes = sum(shard.text_bytes for shard in pool.shards)
-    documents = sum(shard.rows or shard.text_bytes // _BYTES_PER_TEXT for shard in pool.shards)
-    entries = (folder.result("tokenizer") or {}).get("entries", 0)
-    size = int(entries or model.vocabulary_size or inputs.shape.vocabulary_size or 0)
-    kind = METHODS[config.method]
-    parameters = count_parameters(model.name, inputs.shape, size) if kind.has_proxy else 0
-    work = Work(
-        pool_bytes=sum(shard.bytes for shard in pool.shards),
-        tokens=text_bytes // _BYTES_PER_TOKEN if cache is None else cache.tokens,
-        documents=documents,
-        vocabulary_size=size,
-        keep=config.keep,
-        visits=1 + (config.blade.passes or 1 if config.method == "blade" else 0),
-        by_token=config.granularity == TOKEN,
-        model_bytes=4 * _MODEL_COPIES * parameters,
-    )
-    written = {
-        "tokens": _size(folder.state / "tokens"),
-        "rounds": _size(folder.state / "rounds") + _size(folder.state / "checkpoints"),
-        "data": _size(folder.path / "data"),
-    }
-    return bytes_left(work, folder.done, written)
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, which need not be there."""
-    with contextlib.suppress(OSError):
-        return sum(path.stat().st_size for path in folder.iterdir())
-    return 0
 
 
 def _run_stages(

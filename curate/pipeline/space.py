@@ -6,8 +6,17 @@ on disk already is taken off. DuckDB's spill, which only a small memory makes it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from curate.pipeline.folder import RunFolder
+from curate.pipeline.prepare import Inputs
+from curate.read.cache import cache_from_json
+from curate.select.methods import METHODS
+from curate.select.methods.base import TOKEN
+from curate.train.model import count_parameters
 
 _CACHED_DOCUMENT = 40
 _DECISION = 40
@@ -22,6 +31,12 @@ _MASKED_TOKEN = 2.5
 _LOG = 2_000_000
 _FEWEST = 1_000_000
 """Bytes of an empty log; and of what is named as missing at least."""
+
+_BYTES_PER_TOKEN, _BYTES_PER_TEXT = 4, 2000
+"""Of natural text, where nothing is counted yet."""
+
+_MODEL_COPIES = 8
+"""Copies of the weights in a checkpoint: live, mean, two moments, reference, control, a pair."""
 
 _WIDE_VOCABULARY = 1 << 16
 _CHECKPOINTS = 2
@@ -51,6 +66,42 @@ class Work:
     visits: int
     by_token: bool
     model_bytes: int
+
+
+def needed_bytes(inputs: Inputs, folder: RunFolder) -> int:
+    """About how many bytes a run will still write."""
+    config, pool, model = inputs.config, inputs.pool, inputs.config.model
+    tokens = folder.result("tokens")
+    cache = None if tokens is None else cache_from_json(folder.state / "tokens", tokens)
+    text_bytes = sum(shard.text_bytes for shard in pool.shards)
+    documents = sum(shard.rows or shard.text_bytes // _BYTES_PER_TEXT for shard in pool.shards)
+    entries = (folder.result("tokenizer") or {}).get("entries", 0)
+    size = int(entries or model.vocabulary_size or inputs.shape.vocabulary_size or 0)
+    kind = METHODS[config.method]
+    parameters = count_parameters(model.name, inputs.shape, size) if kind.has_proxy else 0
+    work = Work(
+        pool_bytes=sum(shard.bytes for shard in pool.shards),
+        tokens=text_bytes // _BYTES_PER_TOKEN if cache is None else cache.tokens,
+        documents=documents,
+        vocabulary_size=size,
+        keep=config.keep,
+        visits=1 + (config.blade.passes or 1 if config.method == "blade" else 0),
+        by_token=config.granularity == TOKEN,
+        model_bytes=4 * _MODEL_COPIES * parameters,
+    )
+    written = {
+        "tokens": _size(folder.state / "tokens"),
+        "rounds": _size(folder.state / "rounds") + _size(folder.state / "checkpoints"),
+        "data": _size(folder.path / "data"),
+    }
+    return bytes_left(work, folder.done, written)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder, which need not be there."""
+    with contextlib.suppress(OSError):
+        return sum(path.stat().st_size for path in folder.iterdir())
+    return 0
 
 
 def bytes_left(work: Work, done: Collection[str], written: Mapping[str, int]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 
 from curate.errors import InvalidInput
+from curate.files import check_contained
 from curate.log import attach
 from curate.log.query import LOG_NAME, first_line
 from curate.read.corpus import Corpus, open_corpus
@@ -39,13 +40,14 @@ def verify(
         source: whether to read the pool again.
 
     Raises:
-        InvalidInput: there is no finished run in `out`.
+        InvalidInput: there is no finished run in `out`, or a link in it leads out of it.
     """
     if pool is not None and not source:
         raise InvalidInput(
             "--pool says where to read the pool and --no-source not to read it.",
             "Leave one of them out.",
         )
+    check_contained(out)
     notes = Notes()
     manifest = read_manifest(out, notes)
     if manifest is None:

@@ -55,6 +55,7 @@ def verbs(run: Run, place: Path) -> list[list[str]]:
         ["compare", out, out],
         ["export", out, "--to", "parquet", "--dest", str(place / "export")],
         ["evaluate", out, "--test", str(run.inputs / "target.parquet"), "--seeds", "1"],
+        ["verify", out, "--full"],
     ]
 
 
