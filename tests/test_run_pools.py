@@ -81,6 +81,7 @@ def test_any_name_of_a_pool_column(tmp_path: Path) -> None:
         *("kept", "score", "tokens", "Tokens", "document_id", "row", "weight", "round", "units"),
         *("place", "reason", "excess_loss", "shard_id", "pool_kept", "bytes", "filename", "after"),
         *("a b", 'q"uote', "é", "SELECT", "", "lambda", "file_row_number", "factor", "documents"),
+        *("problem", "Problem", "text_bytes"),
     ]
     inputs = write_plain_pool(tmp_path, shards=1, rows=12)
     path = inputs / "pool" / "0.parquet"

@@ -78,8 +78,9 @@ class Manifest:
 
     @property
     def parts(self) -> list[str]:
-        """The recorded files of the dataset, in order."""
-        return sorted(name for name in self.files if name.startswith("data/"))
+        """The recorded files of the dataset, in pool order: numbers of five digits, then longer."""
+        names = (name for name in self.files if name.startswith("data/"))
+        return sorted(names, key=lambda name: (len(name), name))
 
 
 def read_manifest(out: Path, notes: Notes) -> Manifest | None:

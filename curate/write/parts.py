@@ -46,7 +46,8 @@ def output_schema(schema: pa.Schema, fields: Sequence[pa.Field] = OUTPUT_COLUMNS
 def part_files(out: Path) -> list[Path]:
     """The parts of the run in `out`, in pool order; files of other names in `data/` are none."""
     files = (out / "data").glob(f"{_PART}*.parquet")
-    return sorted(file for file in files if file.stem.removeprefix(_PART).isdecimal())
+    parts = (file for file in files if file.stem.removeprefix(_PART).isdecimal())
+    return sorted(parts, key=part_number)
 
 
 def part_number(path: Path) -> int:

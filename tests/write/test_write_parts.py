@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from curate.errors import CurateError, InvalidInput
 from curate.records import OUTPUT_COLUMNS
-from curate.write.parts import output_schema, write_part
+from curate.write.parts import output_schema, part_files, part_number, write_part
 
 _VALUES = {
     "nested": (
@@ -146,6 +146,14 @@ def test_columns_of_one_name_pass(tmp_path: Path):
     write_part(tmp_path / "p.parquet", schema, [(0, batch)], selection_of([1]))
     with pq.ParquetFile(tmp_path / "p.parquet") as part:
         assert part.schema_arrow.names[:2] == ["a", "a"]
+
+
+def test_parts_come_in_pool_order(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    for name in ("part-100000", "part-99999", "part-00003", "part-notes", "other"):
+        (tmp_path / "data" / f"{name}.parquet").write_bytes(b"")
+    files = part_files(tmp_path)
+    assert [part_number(file) for file in files] == [3, 99999, 100000]
 
 
 def test_empty_selection_writes_nothing(tmp_path: Path):
