@@ -1,5 +1,5 @@
 # make demo    curate a real corpus from start to end, in a fresh virtual environment
-# make test    lint, then run the tests, in the same environment
+# make test    lint, then run the tests, in the same environment, in two processes of a thread each
 #
 # Needs Python 3.11 or newer and the package index. Another Python: make demo PYTHON=python3.12
 
@@ -50,7 +50,7 @@ lint: install
 	$(BIN)/mypy
 
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Only what is made here: an environment elsewhere (VENV=...) is left alone.
 clean:

@@ -15,11 +15,14 @@ from run_helpers import run_tiny
 
 from curate.pipeline.folder import RunFolder
 
+_MODEL_CODE = "transformers.models.llama.modeling_llama"
+"""Imported only as a model is built, and then most of a tiny run's time."""
+
 
 def fork_server() -> ForkServerContext:
     """Processes that have imported everything when they start."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kill_helpers", "curate.pipeline", "torch", "transformers"])
+    context.set_forkserver_preload(["curate.pipeline", _MODEL_CODE])
     return context
 
 
