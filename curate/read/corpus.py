@@ -53,7 +53,7 @@ class Shard:
     rows: int | None
     """Known from the footer; None where only reading tells (JSON lines)."""
     text_bytes: int
-    """Estimate of the UTF-8 bytes of the text column."""
+    """Estimate of the UTF-8 bytes of the text: uncompressed bytes of all columns."""
     fingerprint: str
     """Hash that changes with the file: sha256 hex over its size and both ends (files)."""
     damage: str | None = None
@@ -63,7 +63,7 @@ class Shard:
 class Reader(Protocol):
     """What a format offers to a corpus."""
 
-    def probe(self, text_column: str) -> Probe:
+    def probe(self) -> Probe:
         """Describe the shard without reading its data."""
         ...
 
@@ -129,6 +129,11 @@ class Corpus:
         for batch in reader.read(self.schema, wanted, batch_rows, on_bad):
             yield row, batch
             row += batch.num_rows
+        if shard.rows not in (None, row):
+            raise DamagedShard(
+                f"Shard {shard.uri} holds {row:,} rows, but its footer says {shard.rows:,}.",
+                "Repair or remove the shard.",
+            )
         if reader.fingerprint() != shard.fingerprint:
             raise InvalidInput(
                 f"Shard {shard.uri} changed while it was read.",
@@ -168,7 +173,7 @@ def open_corpus(
     def check(found: pa.Schema, uri: str) -> None:
         check_columns(found, uri, role=role, text_column=text_column, reserved=reserved_columns)
 
-    with closing(_probes(readers, text_column, _THREADS[kind])) as probes:
+    with closing(_probes(readers, _THREADS[kind])) as probes:
         for uri, probe in zip(uris, probes, strict=True):
             shards.append(_shard(len(shards), uri, kind, probe))
             if probe.damage is not None:
@@ -219,12 +224,12 @@ def _find(source: str, role: str) -> tuple[str, list[str], list[Reader]]:
 
 
 def _probes(
-    readers: Sequence[Reader], text_column: str, threads: int
+    readers: Sequence[Reader], threads: int
 ) -> Generator[Probe, None, None]:
     """Look at all shards, some together, in order; closing it early drops those not begun."""
     pool = ThreadPoolExecutor(threads)
     try:
-        yield from pool.map(lambda reader: reader.probe(text_column), readers)
+        yield from pool.map(lambda reader: reader.probe(), readers)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -31,15 +31,14 @@ class HubReader:
     uri: str
     dataset: Any
 
-    def probe(self, text_column: str) -> Probe:
+    def probe(self) -> Probe:
         """Describe the dataset; sizes are those of its Arrow buffers, in bytes."""
         data = self.dataset.data
-        present = text_column in data.column_names
         return Probe(
             schema=self.dataset.features.arrow_schema,
             size=int(data.nbytes),
             rows=len(self.dataset),
-            text_bytes=int(data.column(text_column).nbytes) if present else 0,
+            text_bytes=int(data.nbytes),
             fingerprint=self.fingerprint(),
         )
 

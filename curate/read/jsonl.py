@@ -12,11 +12,12 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
@@ -36,6 +37,12 @@ COMPRESSION_RATIO = 4
 _BLOCK_BYTES = 1 << 20
 _ARROW_PLACE = re.compile(r"^Column .*Invalid: | at string index \d+$| in row \d+$")
 """What Arrow says about a place in a chunk, which is not the place in the shard."""
+_NULL_LINE = re.compile(rb"\n[ \t\r]*null")
+_NO_RECORD = "the line is not a JSON object"
+_DEEPEST = 100
+"""Values within values, at most: parsers and every later stage walk through them by recursion."""
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_OPENERS, _CLOSERS = (np.frombuffer(text, np.uint8) for text in (b"[{", b"]}"))
 _HOPELESS_ROWS = 1000
 """So many bad rows, and more of them than good ones, are no longer looked at one by one."""
 
@@ -46,15 +53,14 @@ class JsonlReader:
 
     file: Located
 
-    def probe(self, text_column: str) -> Probe:
-        """Infer the schema from the start of the file; `text_column` changes nothing here.
+    def probe(self) -> Probe:
+        """Infer the schema from the start of the file.
 
         Broken lines are left out; a start without any other is the probe's damage.
 
         Raises:
             InvalidInput: the shard is out of reach, or its lines have no types in common.
         """
-        del text_column
         size, fingerprint = 0, ""
         try:
             with self.file.open(ranged=True) as stream:
@@ -176,6 +182,7 @@ def _parse_parts(chunk: bytes, schema: pa.Schema | None) -> Iterator[pa.Table | 
 
 
 def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
+    _check_lines(chunk)
     table = pyarrow.json.read_json(
         io.BytesIO(chunk),
         read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(chunk)),
@@ -185,12 +192,51 @@ def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
         ),
     )
     table.validate(full=True)  # the parser lets invalid UTF-8 through
+    if schema is None:
+        _check_names(table.schema)  # in names too
     return table
+
+
+def _check_lines(chunk: bytes) -> None:
+    """Raises ValueError for what Arrow's parser would crash on, and not as it reads it."""
+    if _NULL_LINE.search(b"\n" + chunk):  # a record of nulls, but for the first, which crashes
+        raise ValueError(_NO_RECORD)
+    for line in chunk.split(b"\n") if _openings(chunk) > _DEEPEST else ():
+        if _openings(line) > _DEEPEST and _depth(line) > _DEEPEST:
+            raise ValueError(f"values are nested more than {_DEEPEST} deep")
+
+
+def _openings(text: bytes) -> int:
+    """At least as many as values within values."""
+    return text.count(b"[") + text.count(b"{")
+
+
+def _depth(line: bytes) -> int:
+    """Values within values of one line, exact where it is valid JSON."""
+    marks = np.frombuffer(_STRING.sub(b"", line), np.uint8)
+    steps = np.isin(marks, _OPENERS).astype(np.int64) - np.isin(marks, _CLOSERS)
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def _check_names(fields: Iterable[pa.Field]) -> None:
+    """Raises UnicodeDecodeError for a name that is not UTF-8."""
+    for field in fields:
+        field.name  # noqa: B018 (decodes it)
+        kind = field.type
+        _check_names([kind.field(i) for i in range(kind.num_fields)])
 
 
 def _bad_line(line: bytes, schema: pa.Schema | None, error: Exception) -> str:
     """Why one line is not a record of the schema."""
-    unseen = None if schema is None else _unseen_field(line, schema.names)
+    if not isinstance(error, pa.ArrowException):
+        return short_reason(error)
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = {}  # broken, which Arrow says better
+    if not isinstance(record, dict):
+        return _NO_RECORD
+    unseen = None if schema is None else _unseen_field(record, schema.names)
     if unseen is not None:
         return f'field "{unseen}" is not in the first {PREFIX_BYTES >> 20} MiB of any shard'
     return _ARROW_PLACE.sub("", short_reason(error))
@@ -235,11 +281,6 @@ def _keep_strings(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _unseen_field(line: bytes, names: Sequence[str]) -> str | None:
-    """The first top-level field of a record outside `names`, or None where the line is broken."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    fields = record if isinstance(record, dict) else ()
-    return next((str(name) for name in fields if name not in names), None)
+def _unseen_field(record: dict[str, Any], names: Sequence[str]) -> str | None:
+    """The first top-level field of a record outside `names`."""
+    return next((name for name in record if name not in names), None)

@@ -1,6 +1,6 @@
 """Read one Parquet shard: its footer for the checks, then its rows, one row group at a time.
 
-The footer alone gives the schema, the row count and the size of the text column. Rows are decoded
+The footer alone gives the schema, the row count and about the size of the text. Rows are decoded
 batch by batch through a small buffer per column, so neither the file nor a row group is held. On
 remote storage the selected columns of one row group are fetched ahead in few large requests, and
 one row group (compressed) is then the bound. Page checksums are verified where a file has them.
@@ -28,7 +28,7 @@ class ParquetReader:
 
     file: Located
 
-    def probe(self, text_column: str) -> Probe:
+    def probe(self) -> Probe:
         """Read the footer and both ends of the file; a broken footer is the probe's damage.
 
         Raises:
@@ -43,7 +43,7 @@ class ParquetReader:
                     schema=footer.schema_arrow,
                     size=size,
                     rows=footer.metadata.num_rows,
-                    text_bytes=_column_bytes(footer.metadata, text_column),
+                    text_bytes=_uncompressed_bytes(footer.metadata),
                     fingerprint=fingerprint,
                 )
         except Exception as error:  # every storage backend has exceptions of its own
@@ -92,11 +92,10 @@ class ParquetReader:
         return pq.ParquetFile(stream, pre_buffer=True, page_checksum_verification=True)
 
 
-def _column_bytes(metadata: Any, name: str) -> int:
-    """Uncompressed bytes of the chunks of a flat column in all row groups; 0 where absent."""
-    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    if name not in paths:
-        return 0
-    index = paths.index(name)
-    groups = range(metadata.num_row_groups)
-    return sum(metadata.row_group(g).column(index).total_uncompressed_size for g in groups)
+def _uncompressed_bytes(metadata: Any) -> int:
+    """Bytes of all columns, of which text is the most by far.
+
+    Those of one column would mean to ask for its chunks, and a damaged entry of one makes pyarrow
+    abort the whole process: no exception of the constructor behind `column()` is caught.
+    """
+    return sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))

@@ -166,9 +166,15 @@ def test_a_late_line_that_does_not_fit(tmp_path, last, problem):
     assert rows == [filler] * 18 + [{"text": None, "n": None}, filler]
 
 
-@pytest.mark.parametrize(
-    "line", [b'{"text": ', b"[1]", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"\x00", b"x" * 99]
-)
+DEEP = b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+BROKEN = [
+    b'{"text": ', b"[1]", b"null", b"null,", b" null", b'"text"', b"\x00", b"x" * 99, DEEP,
+    b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"\xff": 1}',
+    b'{"text": "a", "meta": {"\xff": 1}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=lambda line: line[:20])
 @pytest.mark.parametrize("place", [0, 1, 3])
 def test_a_broken_line_at_the_start(tmp_path, line, place):
     path = tmp_path / "a.jsonl"
@@ -178,6 +184,32 @@ def test_a_broken_line_at_the_start(tmp_path, line, place):
     assert list(problems) == [place]
     texts = [record["text"] for record in RECORDS]
     assert [row["text"] for row in rows] == [*texts[:place], None, *texts[place:]]
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"null", b"null,", b'"text"', b"1"])
+def test_a_line_that_is_no_object(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + line + b"\n")
+    assert read_with_problems(path)[1] == {1: "the line is not a JSON object"}
+
+
+@pytest.mark.parametrize("filling", [b"%s", b'{"text": "]]]", "x": %s}'])
+def test_values_nested_too_deep(tmp_path, filling):
+    """Arrow's parser would end the process."""
+    path = tmp_path / "a.jsonl"
+    for depth, text in ((98, None), (101, "values are nested more than 100 deep")):
+        value = b"[" * depth + b"]" * depth
+        path.write_bytes(b'{"text": "[{", "n": %s}\n{"text": "b"}\n' % (filling % value))
+        assert read_with_problems(path)[1] == ({0: text} if text else {})
+
+
+def test_brackets_in_texts_do_not_count(tmp_path):
+    path = tmp_path / "a.jsonl"
+    texts = ["{[" * 200, '"{' * 200, '\\"[' * 200]
+    path.write_bytes(lines([{"text": text} for text in texts]))
+    rows, problems = read_with_problems(path)
+    assert not problems
+    assert [row["text"] for row in rows] == texts
 
 
 @settings(deadline=None)
