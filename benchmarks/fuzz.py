@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
-SHARES = {"config": 0.3, "jsonl": 0.25, "gzip": 0.1, "parquet": 0.35}
+SHARES = {"config": 0.4, "jsonl": 0.2, "gzip": 0.1, "parquet": 0.3}
 """The part of the inputs that each target gets."""
 _LIMITS = ("-timeout=25", "-rss_limit_mb=4096", "-max_len=16384", "-len_control=20")
 _DONE = re.compile(r"#(\d+)\s+DONE\s+cov: (\d+) ft: (\d+) corp: (\d+)")

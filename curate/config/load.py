@@ -24,7 +24,15 @@ Tree = dict[str, Any]
 
 _LONGEST_NUMBER = 1000
 """Characters of a whole number in YAML, at most."""
-_BROKEN = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
+_BROKEN = (
+    yaml.YAMLError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    TypeError,
+    RecursionError,
+)
 """What reading YAML raises: besides its own error those of types that a scalar cannot be."""
 
 

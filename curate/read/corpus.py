@@ -223,9 +223,7 @@ def _find(source: str, role: str) -> tuple[str, list[str], list[Reader]]:
     return kind, [file.uri for file in files], [build(file) for file in files]
 
 
-def _probes(
-    readers: Sequence[Reader], threads: int
-) -> Generator[Probe, None, None]:
+def _probes(readers: Sequence[Reader], threads: int) -> Generator[Probe, None, None]:
     """Look at all shards, some together, in order; closing it early drops those not begun."""
     pool = ThreadPoolExecutor(threads)
     try:

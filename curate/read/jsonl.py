@@ -37,6 +37,8 @@ COMPRESSION_RATIO = 4
 _BLOCK_BYTES = 1 << 20
 _ARROW_PLACE = re.compile(r"^Column .*Invalid: | at string index \d+$| in row \d+$")
 """What Arrow says about a place in a chunk, which is not the place in the shard."""
+_FIRST_RECORD = b"{}\n"
+"""Put before a chunk: Arrow's parser ends the process where the first value is null."""
 _NULL_LINE = re.compile(rb"\n[ \t\r]*null")
 _NO_RECORD = "the line is not a JSON object"
 _DEEPEST = 100
@@ -183,6 +185,7 @@ def _parse_parts(chunk: bytes, schema: pa.Schema | None) -> Iterator[pa.Table | 
 
 def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
     _check_lines(chunk)
+    chunk = _FIRST_RECORD + chunk
     table = pyarrow.json.read_json(
         io.BytesIO(chunk),
         read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(chunk)),
@@ -191,6 +194,7 @@ def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
             unexpected_field_behavior="infer" if schema is None else "error",
         ),
     )
+    table = table.slice(1)
     table.validate(full=True)  # the parser lets invalid UTF-8 through
     if schema is None:
         _check_names(table.schema)  # in names too
@@ -198,8 +202,8 @@ def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
 
 
 def _check_lines(chunk: bytes) -> None:
-    """Raises ValueError for what Arrow's parser would crash on, and not as it reads it."""
-    if _NULL_LINE.search(b"\n" + chunk):  # a record of nulls, but for the first, which crashes
+    """Raises ValueError for lines that Arrow's parser takes, or crashes on by recursion."""
+    if _NULL_LINE.search(b"\n" + chunk):
         raise ValueError(_NO_RECORD)
     for line in chunk.split(b"\n") if _openings(chunk) > _DEEPEST else ():
         if _openings(line) > _DEEPEST and _depth(line) > _DEEPEST:

@@ -60,6 +60,7 @@ REFUSED = {
         "seed must be a number in [0, 9.22337e+18], but is 51048665... (1084 digits).",
     ),
     "no date": (f"{HEAD}seed: 2024-99-99\n", "The config file {path} is not valid YAML."),
+    "no digits": (f"{HEAD}seed: !!int _\n", "The config file {path} is not valid YAML."),
     "no integer": (f"{HEAD}seed: !!int abc\n", "The config file {path} is not valid YAML."),
     "no float": (f"{HEAD}keep: !!float abc\n", "The config file {path} is not valid YAML."),
     "no boolean": (f"{HEAD}seed: !!bool abc\n", "The config file {path} is not valid YAML."),

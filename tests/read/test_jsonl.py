@@ -168,7 +168,8 @@ def test_a_late_line_that_does_not_fit(tmp_path, last, problem):
 
 DEEP = b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 BROKEN = [
-    b'{"text": ', b"[1]", b"null", b"null,", b" null", b'"text"', b"\x00", b"x" * 99, DEEP,
+    b'{"text": ', b"[1]", b"null", b"null,", b" null", b"\xef\xbbnull", b'"text"', b"\x00",
+    b"x" * 99, DEEP,
     b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"\xff": 1}',
     b'{"text": "a", "meta": {"\xff": 1}}',
 ]  # fmt: skip
