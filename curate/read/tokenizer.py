@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ NOT_UTF8 = "the text is not UTF-8"
 SEPARATOR = "<|endoftext|>"
 _SAMPLE_SPREAD = 4
 _LONGEST_SAMPLE_TEXT = 100_000
+_BATCH_CHARACTERS = 1 << 20
+_WORD_START = re.compile(r"\S(?= \S)")
 
 
 class TextTokenizer:
@@ -72,9 +75,29 @@ class TextTokenizer:
         return hashlib.sha256(f"{self.prefix_id} {self._backend.to_str()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
-        """Token ids of each text, without special tokens."""
+        """Token ids of each text, without special tokens.
+
+        Memory is bounded by one text: the backend holds some 300 bytes a token until it returns, so
+        it gets a million characters at a time, and a longer text in pieces that begin with a space.
+        """
+        found: list[npt.NDArray[np.integer]] = []
+        held: list[str] = []
+        characters = 0
+        for text in texts:
+            if characters + len(text) > _BATCH_CHARACTERS:
+                found.extend(self._encode(held))
+                held, characters = [], 0
+            if len(text) > _BATCH_CHARACTERS:
+                parts = [self._encode([piece])[0] for piece in text_pieces(text, _BATCH_CHARACTERS)]
+                found.append(np.concatenate(parts))
+            else:
+                held.append(text)
+                characters += len(text)
+        return found + self._encode(held)
+
+    def _encode(self, texts: list[str]) -> list[npt.NDArray[np.integer]]:
         kind = np.uint16 if self.vocabulary_size <= 1 << 16 else np.int32
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=kind) for encoding in encodings]
 
     def decode(self, documents: Documents) -> list[str]:
@@ -90,6 +113,22 @@ class TextTokenizer:
         """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it, whole or not at all."""
         with atomic_folder(folder) as temporary:
             self._tokenizer.save_pretrained(str(temporary))
+
+
+def text_pieces(text: str, longest: int) -> Iterator[str]:
+    """Cut a text into pieces of at most `longest` characters, before a space between two words.
+
+    Byte-level tokenizers encode them as they encode the whole. Where the second half of a piece has
+    no such place, it is cut at its end.
+    """
+    first = 0
+    while len(text) - first > longest:
+        window = text[first + longest // 2 : first + longest + 1]
+        places = [place.start() for place in _WORD_START.finditer(window)]
+        last = first + (longest // 2 + places[-1] + 1 if places else longest)
+        yield text[first:last]
+        first = last
+    yield text[first:]
 
 
 def load_tokenizer(source: str) -> TextTokenizer:

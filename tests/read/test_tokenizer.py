@@ -14,6 +14,7 @@ from curate.read.tokenizer import (
     load_tokenizer,
     sample_texts,
     text_bytes,
+    text_pieces,
     text_values,
     train_tokenizer,
 )
@@ -48,6 +49,31 @@ def test_any_text_comes_back_and_never_holds_the_separator(trained, decode, part
     assert decode(ids) == text
     assert bool(len(ids)) == bool(text)
     assert (ids < trained.vocabulary_size).all()
+
+
+_PARTS = st.sampled_from(
+    ["the", "cat", " ", "  ", "\n", "é", "🙂", "'s", "12", ".", "\x1c", "\u3000"]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(_PARTS, max_size=60).map("".join), st.integers(1, 30))
+def test_pieces_of_a_long_text_are_encoded_as_the_whole(trained, text, longest):
+    pieces = list(text_pieces(text, longest))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= longest for piece in pieces) or not text
+    whole, *parts = trained.encode([text, *pieces])
+    if all(piece.startswith(" ") and piece[1:2].strip() for piece in pieces[1:]):
+        assert [one for part in parts for one in part] == whole.tolist()
+
+
+def test_long_texts_keep_their_places(trained, monkeypatch):
+    texts = ["the cat " * 9, "", "the", "dog " * 20, "mat " * 3, "x" * 70, "log"]
+    whole = [one.tolist() for one in trained.encode(texts)]
+    monkeypatch.setattr("curate.read.tokenizer._BATCH_CHARACTERS", 30)
+    parts = trained.encode(texts)
+    assert [one.tolist() for one in parts] == whole
+    assert len({one.dtype for one in parts}) == 1
 
 
 def test_a_saved_tokenizer_is_the_same_tokenizer(saved, trained):
