@@ -238,6 +238,12 @@ class BladeConfig(Section):
         "token",
         choices=("none", "rescore", "ensemble"),
     )
+    ngram_weight: float = option(
+        0.25,
+        "what an ensemble adds to a document's score for each spread of an n-gram classifier's "
+        "log-odds of the target; its pairs' mean has a spread near 1",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

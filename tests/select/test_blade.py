@@ -14,6 +14,7 @@ from curate.read.cache import draw_blocks
 from curate.read.documents import concatenate
 from curate.score.loss import document_losses, mean_loss
 from curate.select.methods.blade import BladeMethod
+from curate.select.methods.classifier import TargetOdds
 from curate.select.rounds import run_round
 from curate.train.optimizer import Optimizer, Term, ramp_then_constant
 
@@ -342,8 +343,12 @@ def test_a_mixture_is_the_kept_documents_and_random_others_of_the_block(planted)
     assert len(set(places)) > 1
 
 
-def test_an_ensemble_is_a_mean_in_which_the_first_pair_counts_twice(planted, tmp_path):
-    bench = make_bench(planted, final="ensemble", lambda_=0.0)
+@pytest.mark.parametrize("ngram_weight", [0.0, 0.25])
+def test_an_ensemble_is_a_mean_in_which_the_first_pair_counts_twice(
+    planted, tmp_path, ngram_weight
+):
+    settings = {"final": "ensemble", "lambda_": 0.0, "ngram_weight": ngram_weight}
+    bench = make_bench(planted, **settings)
     method = BladeMethod(bench.context)
     method.warm_up()
     every = concatenate(list(planted.cache.stream(0)))
@@ -358,13 +363,21 @@ def test_an_ensemble_is_a_mean_in_which_the_first_pair_counts_twice(planted, tmp
             for block in planted.blocks():
                 method.learn(block, planted.kinds(block) == 0)
             method.save(tmp_path / "checkpoint")
-            method = BladeMethod(make_bench(planted, final="ensemble", lambda_=0.0).context)
+            method = BladeMethod(make_bench(planted, **settings).context)
             method.load(tmp_path / "checkpoint")
     found = method.score(every)
+    method.save(tmp_path / "scoring")
+    again = BladeMethod(make_bench(planted, **settings).context)
+    again.load(tmp_path / "scoring")
+    np.testing.assert_array_equal(again.score(every).score, found.score)
     sample = method._pair.pool_sample()
     chosen = np.isin(every.ids, sample.ids)
     first, last = (one / one[chosen].std() for one in excess.values())
-    expected = (2 * first + last) / 3
+    odds = TargetOdds(bench.context)
+    odds.train()
+    log_odds = odds.of(every)
+    assert log_odds.std() > 0
+    expected = (2 * first + last) / 3 + ngram_weight * log_odds / log_odds[chosen].std()
     np.testing.assert_allclose(found.score, expected, rtol=1e-3, atol=1e-4)
     mean = (2 * excess[0] + excess[rounds]) / 3
     np.testing.assert_allclose(found.excess_loss, mean, atol=1e-6)

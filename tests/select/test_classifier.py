@@ -240,7 +240,7 @@ def test_settings_have_limits():
 def test_numbers_that_scores_could_overflow_with_are_refused(pool, value):
     method = fitted(pool.context())
     method.check()
-    method._values[3] = value
+    method._odds._values[3] = value
     with pytest.raises(NonFiniteLoss) as caught:
         method.check()
     assert caught.value.problem == f"The classifier was trained to log-odds as large as {value:g}."

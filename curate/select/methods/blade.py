@@ -31,7 +31,14 @@ from curate.score.loss import (
 )
 from curate.select.budget import keep_top, token_noise
 from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores, save_state
-from curate.select.methods.ensemble import ScoringPair, ensemble_scores, measure_spread
+from curate.select.methods.classifier import TargetOdds
+from curate.select.methods.ensemble import (
+    NgramVote,
+    ScoringPair,
+    ensemble_scores,
+    measure_spread,
+    ngram_vote,
+)
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
 from curate.select.schedule import Schedule, lambda_at, plan_rounds
@@ -58,6 +65,7 @@ class BladeMethod:
         self._forward: torch.Tensor | None = None
         self._first: ScoringPair | None = None
         self._last: ScoringPair | None = None
+        self._vote: NgramVote | None = None
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -84,7 +92,7 @@ class BladeMethod:
             learning = self._round < self._context.schedule.rounds
             return self._score_tokens(block, learning=learning)
         if self._first is not None and self._last is not None:
-            return ensemble_scores(self._first, self._last, block, self._most)
+            return ensemble_scores(self._first, self._last, block, self._most, self._vote)
         control = document_losses(self._pair.control or self._proxy.scored, block, self._most)
         reference = document_losses(self._reference, block, self._most)
         excess = excess_loss(control, reference)
@@ -118,6 +126,8 @@ class BladeMethod:
             "round": self._round,
             "first": self._pair.weights_of(self._first),
             "spread": self._last.spread if self._last else None,
+            "odds": self._vote.odds.state_dict() if self._vote else None,
+            "odds_spread": self._vote.spread if self._vote else None,
         }
         save_state(state, path)
 
@@ -133,9 +143,17 @@ class BladeMethod:
         self._last = None
         if state["spread"] is not None:
             self._last = ScoringPair(self._scored_control(), self._reference, state["spread"])
+        self._vote = None
+        if state["odds"] is not None:
+            odds = TargetOdds(self._context)
+            odds.load_state_dict(state["odds"])
+            self._vote = NgramVote(odds, self._blade.ngram_weight, state["odds_spread"])
 
     def _gather_ensemble(self, round_index: int) -> None:
-        """Keep the first sync's pair; at the last scoring, join it with the one at hand."""
+        """Keep the first sync's pair; at the last scoring, join it with the one at hand.
+
+        An n-gram classifier of the target votes with them.
+        """
         scoring = round_index >= self._context.schedule.rounds
         if self._first is not None and not scoring:
             return
@@ -143,6 +161,8 @@ class BladeMethod:
         pair = measure_spread(self._scored_control(), self._reference, sample, self._most)
         self._first = self._first or pair
         self._last = pair if scoring else None
+        if scoring and self._blade.ngram_weight > 0:
+            self._vote = ngram_vote(self._context, self._blade.ngram_weight, sample)
 
     def _scored_control(self) -> LanguageModel:
         """What the reference is compared with, frozen."""

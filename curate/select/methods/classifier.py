@@ -15,9 +15,9 @@ epochs keep that small; in a pool of a few thousand documents it touches all of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,16 +40,72 @@ _BLOCK_TOKENS = 262_144
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
-class ClassifierMethod:
+class TargetOdds:
     """Log-odds of target against pool under a linear bag-of-n-grams model."""
-
-    granularities: ClassVar[tuple[str, ...]] = (DOCUMENT,)
-    has_proxy: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         self._context, self._config = context, context.config.classifier
         self._hasher = NgramHasher(self._config.buckets)
         self._values, self._bias = np.zeros(self._config.buckets), 0.0
+
+    def train(self) -> None:
+        """Train on the target against a random sample of the pool."""
+        seed, target = self._context.config.seed, self._context.target
+        order = shuffled_order(make_key(seed, "classifier target"), target.ids)
+        stream = self._context.cache.stream(seed, "classifier")
+        positives = self._ngrams(iter([target.take(order[:_MOST_EXAMPLES])]), len(order))
+        wanted = min(max(len(positives), _FEWEST_NEGATIVES), _MOST_EXAMPLES)
+        negatives = self._ngrams(stream, wanted)
+        labels = np.repeat([1.0, 0.0], [len(positives), len(negatives)])
+        examples = concatenate_ngrams([positives, negatives])
+        self._values, self._bias = fit(examples, labels, self._config, seed)
+
+    def check(self) -> None:
+        """No log-odds, a mean of values plus the bias, may leave the range of float32.
+
+        Raises:
+            NonFiniteLoss: one could.
+        """
+        largest = float(np.abs(self._values).max()) + abs(self._bias)
+        if not largest <= float(np.finfo(np.float32).max):
+            raise NonFiniteLoss(
+                f"The classifier was trained to log-odds as large as {largest:g}.",
+                "Lower classifier.learning_rate.",
+            )
+
+    def of(self, block: Documents) -> Float64:
+        """Log-odds of each document, nats, at equal shares of both classes, [N]."""
+        return self._hasher(self._context.decode(block)).means(self._values) + self._bias
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trained numbers, readable with `weights_only`."""
+        return {"values": torch.from_numpy(self._values), "bias": self._bias}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._values, self._bias = state["values"].cpu().numpy(), state["bias"]
+
+    def _ngrams(self, stream: Iterator[Documents], wanted: int) -> Ngrams:
+        """The n-grams of the first `wanted` documents of a stream."""
+        parts = [self._hasher([])]
+        for block in draw_blocks(stream, _BLOCK_TOKENS):
+            first = block.take(np.arange(min(wanted, len(block))))
+            parts.append(self._hasher(self._context.decode(first)))
+            wanted -= len(first)
+            if wanted == 0:
+                break
+        return concatenate_ngrams(parts)
+
+
+class ClassifierMethod:
+    """Documents by their log-odds of being of the target."""
+
+    granularities: ClassVar[tuple[str, ...]] = (DOCUMENT,)
+    has_proxy: ClassVar[bool] = False
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._odds = TargetOdds(context)
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -62,58 +118,32 @@ class ClassifierMethod:
         )
 
     def warm_up(self) -> None:
-        """Train on the target against a random sample of the pool."""
-        seed, target = self._context.config.seed, self._context.target
-        order = shuffled_order(make_key(seed, "classifier target"), target.ids)
-        stream = self._context.cache.stream(seed, "classifier")
-        positives = self._ngrams(iter([target.take(order[:_MOST_EXAMPLES])]), len(order))
-        wanted = min(max(len(positives), _FEWEST_NEGATIVES), _MOST_EXAMPLES)
-        negatives = self._ngrams(stream, wanted)
-        labels = np.repeat([1.0, 0.0], [len(positives), len(negatives)])
-        examples = concatenate_ngrams([positives, negatives])
-        self._values, self._bias = fit(examples, labels, self._config, seed)
+        """Train the classifier."""
+        self._odds.train()
 
     def start_round(self, round_index: int) -> RoundStart:
         """There is nothing to bring in step."""
         return RoundStart()
 
     def score(self, block: Documents) -> Scores:
-        """Log-odds of each document, nats, at equal shares of both classes; no losses."""
-        ngrams = self._hasher(self._context.decode(block))
+        """Log-odds of each document; no losses."""
         self._context.on_tokens(block.num_tokens)
-        return Scores.of(ngrams.means(self._values) + self._bias)
+        return Scores.of(self._odds.of(block))
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Nothing is learned from what is kept."""
 
     def check(self) -> None:
-        """No score, a mean of values plus the bias, may leave the range of float32."""
-        largest = float(np.abs(self._values).max()) + abs(self._bias)
-        if not largest <= float(np.finfo(np.float32).max):
-            raise NonFiniteLoss(
-                f"The classifier was trained to log-odds as large as {largest:g}.",
-                "Lower classifier.learning_rate.",
-            )
+        """No score may leave the range of float32."""
+        self._odds.check()
 
     def save(self, path: Path) -> None:
         """The trained numbers, readable with `weights_only`."""
-        save_state({"values": torch.from_numpy(self._values), "bias": self._bias}, path)
+        save_state(self._odds.state_dict(), path)
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self._values, self._bias = state["values"].numpy(), state["bias"]
-
-    def _ngrams(self, stream: Iterator[Documents], wanted: int) -> Ngrams:
-        """The n-grams of the first `wanted` documents of a stream."""
-        parts = [self._hasher([])]
-        for block in draw_blocks(stream, _BLOCK_TOKENS):
-            first = block.take(np.arange(min(wanted, len(block))))
-            parts.append(self._hasher(self._context.decode(first)))
-            wanted -= len(first)
-            if wanted == 0:
-                break
-        return concatenate_ngrams(parts)
+        self._odds.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def fit(

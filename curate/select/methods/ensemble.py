@@ -1,10 +1,12 @@
-"""Scores by two pairs at once: the first sync's and the last.
+"""Scores by two pairs at once, the first sync's and the last, and by an n-gram classifier.
 
 A pair sees the pool as a model of its stage does. The first judges before the proxy has learned
 what it picks, the last after; a document that both prefer is a safer choice than the favourite of
 either. Each lets in noise of its own, the last more, so the first counts twice
-(benchmarks/LOG.md). Excess losses are divided by their spread over a sample of the pool, so that
-no pair outvotes the other by having moved further.
+(benchmarks/LOG.md). The classifier knows words alone, and what it mistakes for the target no pair
+does, nor the other way round: a small vote of it takes that noise out. Excess losses and log-odds
+are divided by their spread over a sample of the pool, so that none outvotes another by having moved
+further.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import numpy as np
 from curate.read.documents import Documents
 from curate.score.excess import excess_loss
 from curate.score.loss import Float64, document_losses, tokens_read
-from curate.select.methods.base import Scores, check_finite
+from curate.select.methods.base import Context, Scores, check_finite
+from curate.select.methods.classifier import TargetOdds
 from curate.train.model import LanguageModel
 
 FIRST_WEIGHT = 2 / 3
@@ -43,6 +46,37 @@ class ScoringPair:
         return control, document_losses(self.reference, documents, most)
 
 
+@dataclass(frozen=True, slots=True)
+class NgramVote:
+    """A classifier's part in the score.
+
+    Attributes:
+        odds: the trained classifier.
+        weight: spreads of the log-odds that count as much as one of the pairs' excess losses.
+        spread: standard deviation of the documents' log-odds, nats.
+    """
+
+    odds: TargetOdds
+    weight: float
+    spread: float
+
+    def of(self, documents: Documents) -> Float64:
+        """What is added to the score of each document, [N]."""
+        return self.weight * self.odds.of(documents) / self.spread
+
+
+def ngram_vote(context: Context, weight: float, sample: Documents) -> NgramVote:
+    """Train a classifier and measure its spread over a sample of the pool.
+
+    Raises:
+        NonFiniteLoss: a log-odds could leave the range of float32.
+    """
+    odds = TargetOdds(context)
+    odds.train()
+    odds.check()
+    return NgramVote(odds, weight, _positive(float(np.std(odds.of(sample)))))
+
+
 def measure_spread(
     control: LanguageModel, reference: LanguageModel, sample: Documents, most: int | None
 ) -> ScoringPair:
@@ -54,14 +88,24 @@ def measure_spread(
     pair = ScoringPair(control, reference)
     excess = excess_loss(*pair.losses(sample, most))
     check_finite("an excess loss", excess, sample)
-    spread = float(np.std(excess))
-    return ScoringPair(control, reference, spread if spread > 0 else 1.0)
+    return ScoringPair(control, reference, _positive(float(np.std(excess))))
 
 
 def ensemble_scores(
-    first: ScoringPair, last: ScoringPair, documents: Documents, most: int | None
+    first: ScoringPair,
+    last: ScoringPair,
+    documents: Documents,
+    most: int | None,
+    vote: NgramVote | None = None,
 ) -> Scores:
-    """Weighted mean over two pairs of excess loss / spread, `most` tokens read of a document.
+    """Weighted mean over two pairs of excess loss / spread, plus the vote.
+
+    Args:
+        first: the first sync's pair.
+        last: the last sync's pair.
+        documents: N documents.
+        most: tokens read of a document by the pairs; None for all.
+        vote: the classifier's part, of all their tokens.
 
     Losses and excess loss are weighted alike, so that proxy loss - reference loss is the excess
     loss.
@@ -72,6 +116,12 @@ def ensemble_scores(
         control += weight * ours
         reference += weight * theirs
         score += weight * excess_loss(ours, theirs) / pair.spread
+    if vote is not None:
+        score += vote.of(documents)
     excess = excess_loss(control, reference)
     read = tokens_read(documents.lengths, most)
     return Scores(control, reference, excess, score, tokens_read=read)
+
+
+def _positive(spread: float) -> float:
+    return spread if spread > 0 else 1.0
