@@ -239,9 +239,9 @@ class BladeConfig(Section):
         choices=("none", "rescore", "ensemble"),
     )
     ngram_weight: float = option(
-        0.25,
-        "what an ensemble adds to a document's score for each spread of an n-gram classifier's "
-        "log-odds of the target; its pairs' mean has a spread near 1",
+        0.5,
+        "what an ensemble takes from a document's score for each spread that an n-gram "
+        "classifier's log-odds of the target lie below a cap; its pairs' mean has a spread near 1",
         minimum=0,
     )
 

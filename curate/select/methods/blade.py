@@ -31,7 +31,6 @@ from curate.score.loss import (
 )
 from curate.select.budget import keep_top, token_noise
 from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores, save_state
-from curate.select.methods.classifier import TargetOdds
 from curate.select.methods.ensemble import (
     NgramVote,
     ScoringPair,
@@ -126,8 +125,7 @@ class BladeMethod:
             "round": self._round,
             "first": self._pair.weights_of(self._first),
             "spread": self._last.spread if self._last else None,
-            "odds": self._vote.odds.state_dict() if self._vote else None,
-            "odds_spread": self._vote.spread if self._vote else None,
+            "vote": self._vote.state_dict() if self._vote else None,
         }
         save_state(state, path)
 
@@ -144,10 +142,8 @@ class BladeMethod:
         if state["spread"] is not None:
             self._last = ScoringPair(self._scored_control(), self._reference, state["spread"])
         self._vote = None
-        if state["odds"] is not None:
-            odds = TargetOdds(self._context)
-            odds.load_state_dict(state["odds"])
-            self._vote = NgramVote(odds, self._blade.ngram_weight, state["odds_spread"])
+        if state["vote"] is not None:
+            self._vote = NgramVote.restored(self._context, state["vote"])
 
     def _gather_ensemble(self, round_index: int) -> None:
         """Keep the first sync's pair; at the last scoring, join it with the one at hand.

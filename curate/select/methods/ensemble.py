@@ -4,14 +4,16 @@ A pair sees the pool as a model of its stage does. The first judges before the p
 what it picks, the last after; a document that both prefer is a safer choice than the favourite of
 either. Each lets in noise of its own, the last more, so the first counts twice
 (benchmarks/LOG.md). The classifier knows words alone, and what it mistakes for the target no pair
-does, nor the other way round: a small vote of it takes that noise out. Excess losses and log-odds
-are divided by their spread over a sample of the pool, so that none outvotes another by having moved
-further.
+does, nor the other way round. So its vote is capped: it drops what does not read like the target at
+all, and lifts nothing that the pairs do not want. Excess losses and log-odds are divided by their
+spread over a sample of the pool, so that none outvotes another by having moved further.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -46,27 +48,46 @@ class ScoringPair:
         return control, document_losses(self.reference, documents, most)
 
 
+VOTE_CAP = 1.0
+"""Spreads above the pool's mean at which the log-odds of the target count no further."""
+
+
 @dataclass(frozen=True, slots=True)
 class NgramVote:
     """A classifier's part in the score.
 
     Attributes:
         odds: the trained classifier.
-        weight: spreads of the log-odds that count as much as one of the pairs' excess losses.
-        spread: standard deviation of the documents' log-odds, nats.
+        weight: of a spread of its log-odds against one of the pairs' excess losses.
+        mean: mean log-odds of the pool's documents, nats.
+        spread: their standard deviation, nats.
     """
 
     odds: TargetOdds
     weight: float
+    mean: float
     spread: float
 
     def of(self, documents: Documents) -> Float64:
         """What is added to the score of each document, [N]."""
-        return self.weight * self.odds.of(documents) / self.spread
+        spreads = (self.odds.of(documents) - self.mean) / self.spread
+        return self.weight * np.minimum(spreads, VOTE_CAP)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, readable with `weights_only`."""
+        numbers = {"weight": self.weight, "mean": self.mean, "spread": self.spread}
+        return {"odds": self.odds.state_dict(), **numbers}
+
+    @staticmethod
+    def restored(context: Context, state: Mapping[str, Any]) -> NgramVote:
+        """Inverse of `state_dict`."""
+        odds = TargetOdds(context)
+        odds.load_state_dict(state["odds"])
+        return NgramVote(odds, state["weight"], state["mean"], state["spread"])
 
 
 def ngram_vote(context: Context, weight: float, sample: Documents) -> NgramVote:
-    """Train a classifier and measure its spread over a sample of the pool.
+    """Train a classifier and measure its log-odds over a sample of the pool.
 
     Raises:
         NonFiniteLoss: a log-odds could leave the range of float32.
@@ -74,7 +95,8 @@ def ngram_vote(context: Context, weight: float, sample: Documents) -> NgramVote:
     odds = TargetOdds(context)
     odds.train()
     odds.check()
-    return NgramVote(odds, weight, _positive(float(np.std(odds.of(sample)))))
+    found = odds.of(sample)
+    return NgramVote(odds, weight, float(found.mean()), _positive(float(found.std())))
 
 
 def measure_spread(
