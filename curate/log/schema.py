@@ -133,6 +133,11 @@ DECISION = Table(
         Column("proxy_loss", "FLOAT", "Proxy's loss, nats per token; NULL if no model scored."),
         Column("reference_loss", "FLOAT", "Reference's loss, nats per token; NULL without one."),
         Column("excess_loss", "FLOAT", "proxy_loss - reference_loss, nats per token."),
+        Column(
+            "ngram_vote",
+            "FLOAT",
+            "Part of the score that an n-gram classifier of the target gave; NULL if none votes.",
+        ),
         Column("score", "FLOAT", "What documents are ranked by; higher = keep."),
         Column("threshold", "FLOAT", "Cut-off the score was held against, in score units."),
         Column("kept", "BOOLEAN", "Whether this round kept the document."),

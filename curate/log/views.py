@@ -182,11 +182,12 @@ def _round_explanation() -> str:
         "ELSE 'below' END"
     )
     proxy = f"'proxy loss ' || {_figure('r.proxy_loss')} || ' nats/token; '"
+    vote = f"' (' || {_figure('r.ngram_vote')} || ' of it from an n-gram classifier)'"
     cut_off = (
-        f"'score ' || {_figure('r.score', 'r.threshold')} || ' is ' || {comparison} || "
-        f"' the cut-off ' || {_figure('r.threshold', 'r.score')}"
+        f"'score ' || {_figure('r.score', 'r.threshold')} || coalesce({vote}, '') || ' is ' || "
+        f"{comparison} || ' the cut-off ' || {_figure('r.threshold', 'r.score')}"
     )
-    score = f"'score ' || {_figure('r.score')}"
+    score = f"'score ' || {_figure('r.score')} || coalesce({vote}, '')"
     return f"""
     'Round ' || r.round || ': ' || CASE WHEN r.tokens_read < r.tokens
             THEN 'read ' || r.tokens_read || ' of its tokens; ' ELSE '' END

@@ -128,6 +128,7 @@ def _run_stages(
                 dataclasses.replace(context, config=at_lower_rates(config, rollbacks))
             )
         )
+    rounds.tidy(rounds.stages()[-1])  # a kill may have come between its end and this
     selection, kept = outputs.select_stage(config, folder, cache, rounds.files())
     outputs.data_stage(inputs, folder, selection, progress)
     complete = {

@@ -195,6 +195,12 @@ class Rounds:
         self._progress.note(f"{problem}; {way} {halved}.")
         self._stop.check()
 
+    def tidy(self, stage: str) -> None:
+        """Remove what is not needed once a stage is done."""
+        self._keep_checkpoints(self._checkpoint(stage))
+        for scored in self._parts(stage, "scored"):
+            scored.unlink()
+
     def files(self) -> RoundFiles:
         """The fragments and figures of all finished stages."""
         names = self.stages()
@@ -249,9 +255,7 @@ class Rounds:
         with atomic_path(self._checkpoint(stage)) as temporary:
             method.save(temporary)
         self._folder.finish(stage, result, [], self._part_started)
-        self._keep_checkpoints(self._checkpoint(stage))
-        for scored in self._parts(stage, "scored"):
-            scored.unlink()
+        self.tidy(stage)
         self._stop.check()
 
     def _run_round(self, stage: str, index: int, partial: Mapping[str, Any] | None) -> RoundResult:

@@ -78,6 +78,7 @@ class DecisionWriter:
             _nullable(scores.proxy_loss),
             _nullable(scores.reference_loss),
             _nullable(scores.excess_loss),
+            _nullable(np.full(rows, np.nan) if scores.ngram_vote is None else scores.ngram_vote),
             _nullable(scores.score),
             _nullable(np.full(rows, decided.threshold)),
             pa.array(decided.documents),

@@ -64,6 +64,7 @@ class Case:
                 2.0,
                 1.0,
                 excess,
+                None,
                 score,
                 0.0,
                 kept,

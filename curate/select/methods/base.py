@@ -46,6 +46,8 @@ class Scores:
             block]; `score` is then its mean over each document.
         tokens_read: tokens of each document that the losses are means of, int64 [N]; None where
             all were read.
+        ngram_vote: the part of each score that an n-gram classifier gave, float64 [N]; None where
+            there is none.
     """
 
     proxy_loss: Float64
@@ -54,6 +56,7 @@ class Scores:
     score: Float64
     token_score: Float64 | None = None
     tokens_read: npt.NDArray[np.int64] | None = None
+    ngram_vote: Float64 | None = None
 
     @classmethod
     def of(

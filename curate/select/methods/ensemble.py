@@ -138,11 +138,12 @@ def ensemble_scores(
         control += weight * ours
         reference += weight * theirs
         score += weight * excess_loss(ours, theirs) / pair.spread
-    if vote is not None:
-        score += vote.of(documents)
+    votes = None if vote is None else vote.of(documents)
+    if votes is not None:
+        score += votes
     excess = excess_loss(control, reference)
     read = tokens_read(documents.lengths, most)
-    return Scores(control, reference, excess, score, tokens_read=read)
+    return Scores(control, reference, excess, score, tokens_read=read, ngram_vote=votes)
 
 
 def _positive(spread: float) -> float:
