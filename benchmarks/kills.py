@@ -1,7 +1,8 @@
 """Is anything lost when a run is killed? SIGKILL at random instants, until there were enough.
 
 A run over a small pool is killed after a random time and started again until it is done; then
-every file of its dataset and every row of its log must equal those of a run that nobody killed.
+every file of its dataset and every row of its log must equal those of a run that nobody killed, and
+the folder must hold no file more.
 Kinds of run alternate: checkpoints after every step and block, and the default interval; decisions
 by document and by token. The harness is that of tests/test_kill.py.
 
@@ -26,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from kill_helpers import fork_server, kill_until_done, timed_run
-from run_helpers import Run, assert_same_outcome, write_pool
+from run_helpers import Run, assert_same_outcome, listing, write_pool
 
 RESULT = Path(__file__).parent / "results" / "kills.json"
 
@@ -78,6 +79,7 @@ def main() -> None:
                 context, inputs, out, settings, row["whole_seconds"], chance, 20
             )
             assert_same_outcome(Run(inputs, out), Run(inputs, base / f"whole-{number}"))
+            assert listing(out) == listing(base / f"whole-{number}")
             row["kills"] += len(kills.stages)
             row["runs"] += 1
             row["seconds"] = round(row["seconds"] + kills.seconds_done, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kill_helpers import fork_server, kill_until_done, timed_run
-from run_helpers import Run, assert_same_outcome, write_plain_pool
+from run_helpers import Run, assert_same_outcome, listing, write_plain_pool
 from test_resume import SETTINGS
 
 KILLS = 5
@@ -28,3 +28,4 @@ def test_killed_at_random(settings: dict[str, object], tmp_path: Path) -> None:
         found = kill_until_done(context, inputs, out, settings, span, chance, KILLS - kills)
         kills += len(found.stages)
         assert_same_outcome(Run(inputs, out), Run(inputs, tmp_path / "whole"))
+        assert listing(out) == listing(tmp_path / "whole")
