@@ -15,6 +15,7 @@ from run_helpers import (
     OURS,
     curate,
     rich_table,
+    run_arguments,
     run_tiny,
     shard_of,
     snapshot,
@@ -63,6 +64,35 @@ def test_documents_longer_than_a_block(tmp_path: Path) -> None:
     [(kept, pool)] = run.sql("SELECT kept_tokens, pool_tokens FROM run")
     [(largest,)] = run.sql("SELECT max(tokens) FROM document")
     assert abs(kept - 0.2 * pool) < largest
+
+
+@pytest.mark.parametrize("method", ["dsir", "classifier", "random"])
+def test_documents_that_are_alike_and_one_that_is_huge(tmp_path: Path, method: str) -> None:
+    """Ties are broken by noise, the budget is met, and every row has its reason."""
+    (tmp_path / "pool").mkdir()
+    random = np.random.default_rng(3)
+    alike, huge = words(random, 8), " ".join([words(random, 1000)] * 200)
+    assert len(huge) > 1 << 20
+    texts = [alike] * 3000 + [huge, " \n", "", None, "\x00"]
+    table = pa.table({"text": texts, "id": [7] * len(texts)})
+    pq.write_table(table, tmp_path / "pool" / "0.parquet")
+    pq.write_table(pa.table({"text": [words(random, 9)] * 5}), tmp_path / "target.parquet")
+    run = run_tiny(tmp_path, tmp_path / "out", method=method, keep=0.05)
+    [(kept, pool)] = run.sql("SELECT kept_tokens, pool_tokens FROM run")
+    [(largest,)] = run.sql("SELECT max(tokens) FROM document")
+    assert 0 < abs(kept - 0.05 * pool) <= largest / 2
+    assert run.sql("SELECT count(*), count(reason) FROM document") == [(3005, 3005)]
+    assert run.sql("SELECT count(*) FROM document WHERE reason = 'empty'") == [(2,)]
+    assert verify(run.out, full=True).findings == ()
+
+
+def test_a_shard_without_columns(tmp_path: Path) -> None:
+    inputs = write_plain_pool(tmp_path, rows=6)
+    pq.write_table(pa.table({}), inputs / "pool" / "00.parquet")
+    done = curate(*run_arguments(inputs, tmp_path / "out"))
+    assert done.exit_code == 2
+    assert 'has column "text" as absent' in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_without_rows_or_kept_rows_have_no_part(tmp_path: Path) -> None:
