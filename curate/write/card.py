@@ -39,8 +39,9 @@ _COLUMNS = """\
 is 1. |
 | `curate_score` | float32 | Its score, in standard deviations of its round; mean over the rounds \
 that scored it. Higher means keep. |
-| `curate_excess_loss` | float32 | Most of what the score is made from, in nats per token: positive \
-means that the model that knows the target has the lower loss. Null when the method uses no models. |
+| `curate_excess_loss` | float32 | Most of what the score is made from, in nats per token: \
+positive means that the model that knows the target has the lower loss. Null when the method uses \
+no models. |
 | `curate_round` | int32 | The last round that kept it; the last that scored it when none did. |
 """
 _LOADING = """\
