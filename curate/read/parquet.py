@@ -75,6 +75,8 @@ class ParquetReader:
             with self._open() as reader:
                 for group in range(reader.num_row_groups):
                     for batch in reader.iter_batches(batch_rows, [group], columns):
+                        if not set(wanted.names) <= set(batch.schema.names):
+                            raise ValueError("its footer names columns that it has not")  # noqa: TRY301
                         if batch.num_rows:
                             yield conform(batch, wanted)
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -166,6 +166,16 @@ def test_a_footer_that_lies_about_the_rows(tmp_path):
     assert caught.value.problem == f"Shard {path} holds 77 rows, but its footer says 78."
 
 
+def test_a_footer_that_names_columns_that_no_batch_has(tmp_path):
+    """A column whose type is lost becomes a group without fields, which the footer still names."""
+    pq.write_table(pa.table({"text": ["river", "stone"]}), tmp_path / "a.parquet")
+    corpus = open_corpus(str(tmp_path))
+    named = corpus.schema.append(pa.field("id", pa.struct([])))
+    with pytest.raises(DamagedShard) as caught:
+        list(corpus._readers[0].read(named, named, 10))
+    assert caught.value.problem.endswith("(its footer names columns that it has not).")
+
+
 def test_a_damaged_entry_of_a_column_chunk_does_not_end_the_process(tmp_path):
     """pyarrow's metadata aborts on some of them, where its reader raises."""
     path = tmp_path / "a.parquet"
