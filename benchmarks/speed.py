@@ -68,14 +68,14 @@ def read_documents(pool: Path, model: str, tokens: int) -> tuple[Documents, int,
     return documents, tokenizer.vocabulary_size, tokenizer.prefix_id
 
 
-def padded(
-    documents: Documents, places: np.ndarray[Any, Any], prefix_id: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs with the separator in front, attention mask and labels, each [B, L]."""
-    rows = [
-        torch.tensor([prefix_id, *documents.take(np.array([one])).input_ids.tolist()])
-        for one in places
-    ]
+def sequences(documents: Documents, prefix_id: int) -> list[Tensor]:
+    """The token ids of each document with the separator in front, as the plain loop has them."""
+    texts = np.split(documents.input_ids.astype(np.int64), documents.offsets[1:-1])
+    return [torch.from_numpy(np.concatenate([[prefix_id], one])) for one in texts]
+
+
+def padded(rows: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, attention mask and labels, each [B, L]."""
     inputs = nn.utils.rnn.pad_sequence([row[:-1] for row in rows], batch_first=True)
     labels = nn.utils.rnn.pad_sequence(
         [row[1:] for row in rows], batch_first=True, padding_value=-100
@@ -83,15 +83,13 @@ def padded(
     return inputs, (labels != -100).long(), labels
 
 
-def plain_losses(network: Any, documents: Documents, prefix_id: int) -> list[float]:
+def plain_losses(network: Any, texts: list[Tensor]) -> list[float]:
     """The plain loop that scores: mean loss of each document."""
     found = []
     with torch.no_grad():
-        for first in range(0, len(documents), BATCH_DOCUMENTS):
-            places = np.arange(first, min(first + BATCH_DOCUMENTS, len(documents)))
-            inputs, mask, labels = (
-                one.to(network.device) for one in padded(documents, places, prefix_id)
-            )
+        for first in range(0, len(texts), BATCH_DOCUMENTS):
+            rows = texts[first : first + BATCH_DOCUMENTS]
+            inputs, mask, labels = (one.to(network.device) for one in padded(rows))
             logits = network(input_ids=inputs, attention_mask=mask).logits
             losses = nn.functional.cross_entropy(
                 logits.flatten(0, 1), labels.flatten(), reduction="none"
@@ -101,16 +99,13 @@ def plain_losses(network: Any, documents: Documents, prefix_id: int) -> list[flo
 
 
 def plain_training(
-    network: Any, batches: list[np.ndarray[Any, Any]], documents: Documents, prefix_id: int,
-    rate: Callable[[int], float],
-) -> list[float]:  # fmt: skip
+    network: Any, batches: list[list[Tensor]], rate: Callable[[int], float]
+) -> list[float]:
     """The plain loop that trains, at the product's rate; returns the loss of each step."""
     adamw = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1)
     found = []
-    for step, places in enumerate(batches):
-        inputs, mask, labels = (
-            one.to(network.device) for one in padded(documents, places, prefix_id)
-        )
+    for step, rows in enumerate(batches):
+        inputs, mask, labels = (one.to(network.device) for one in padded(rows))
         logits = network(input_ids=inputs, attention_mask=mask).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()
@@ -250,8 +245,9 @@ def score(
     """Scoring: the plain loop, the product and the products alone."""
     documents = documents.take(np.flatnonzero(documents.offsets[1:] <= options.score_tokens))
     frozen, products = model.frozen_copy(), forward_products(model, documents)
+    texts = sequences(documents, prefix)
     contenders: dict[str, Callable[[], Any]] = {
-        "plain": lambda: plain_losses(network, documents, prefix),
+        "plain": lambda: plain_losses(network, texts),
         "curate": lambda: document_losses(frozen, documents),
         "products": lambda: multiply(products),
     }
@@ -277,6 +273,8 @@ def train(
     shape = PRESETS[options.model]
     documents = documents.take(np.flatnonzero(documents.offsets[1:] <= options.train_tokens))
     batches = step_batches(documents, shape.batch_tokens)
+    texts = sequences(documents, prefix)
+    plain_batches = [[texts[place] for place in places] for places in batches]
     ramp = max(1, len(batches) // 10)
 
     def rate(step: int) -> float:
@@ -287,7 +285,7 @@ def train(
         return [optimizer.step([Term(documents.take(places))]).loss for places in batches]
 
     contenders: dict[str, Callable[[], Any]] = {
-        "plain": lambda: plain_training(network(), batches, documents, prefix, rate),
+        "plain": lambda: plain_training(network(), plain_batches, rate),
         "curate": ours,
     }
     rows = list(repeat(contenders, options.repeats, options.device))

@@ -67,8 +67,8 @@ DECISION = pa.schema(
 """One row per document per round that visited it; losses are null for methods without models.
 
 `tokens_read` is how many of its tokens the losses are means of. `ngram_vote` is the part of the
-score that an n-gram classifier gave, null where none votes. `tokens_kept` is all of a kept
-document's tokens, or at token granularity those that are labels.
+score, zero or less, that an n-gram classifier gave; null where none votes. `tokens_kept` is all of
+a kept document's tokens, or at token granularity those that are labels.
 """
 
 MASK = pa.schema(

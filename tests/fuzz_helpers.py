@@ -98,8 +98,14 @@ class Target:
     """What is fuzzed: a check, inputs to start from, and words of the format."""
 
     check: Callable[[bytes, Path], bool]
-    seeds: tuple[bytes, ...]
+    sound: tuple[bytes, ...]
+    refused: tuple[bytes, ...]
     words: tuple[bytes, ...]
+
+    @property
+    def seeds(self) -> tuple[bytes, ...]:
+        """All inputs to start from."""
+        return self.sound + self.refused
 
 
 def _config_seeds() -> tuple[bytes, ...]:
@@ -110,8 +116,10 @@ def _config_seeds() -> tuple[bytes, ...]:
         b"keep: 0.3\nseed: 7\nmethod: dsir\nmetadata_columns: [a, b]\n",
         b"blade:\n  lambda: 1e-1\n  passes: 2\n  control: proxy\ntrain: {batch_tokens: 4096}\n",
         b"model:\n  name: nano\n  window: 64\n\x00train.learning_rate=1e-3\x00keep=.5",
-        b"a: &x [1, 2]\nb: *x\n? c\n: !!str d\n--- |\n  text\n",
     )
+
+
+_NO_CONFIG = b"a: &x [1, 2]\nb: *x\n? c\n: !!str d\n--- |\n  text\n"
 
 
 _RECORDS = (
@@ -130,12 +138,15 @@ def _jsonl_seeds() -> tuple[bytes, ...]:
         lines[0] + b"\r\n\r\n" + unescaped + b"\n",
         b"\xef\xbb\xbf" + lines[0] + b"\n{broken\n" + lines[0],
         b'{"text": "\\ud83d\\ude42 \\u0000"}\n{"text": "\xff"}\n[1]\n"text"\n1\nnull\n',
-        lines[0] + b"\n" + b'{"text": 3, "id": "x", "new": 1}',
     )
 
 
-def _gzip_seeds() -> tuple[bytes, ...]:
-    return tuple(pa.compress(seed, "gzip", asbytes=True) for seed in (*_jsonl_seeds(), b"\n" * 300))
+_TYPES_DIFFER = b'{"text": "river stone", "id": 1}\n{"text": 3, "id": "x", "new": 1}'
+
+
+def _gzip(data: bytes) -> bytes:
+    packed: bytes = pa.compress(data, "gzip", asbytes=True)
+    return packed
 
 
 def _parquet_seeds() -> tuple[bytes, ...]:
@@ -174,8 +185,13 @@ _YAML_WORDS = (
 )  # fmt: skip
 
 TARGETS: dict[str, Callable[[], Target]] = {
-    "config": lambda: Target(check_config, _config_seeds(), _YAML_WORDS),
-    "jsonl": lambda: Target(check_jsonl, _jsonl_seeds(), _JSON_WORDS),
-    "gzip": lambda: Target(check_gzip, _gzip_seeds(), ()),
-    "parquet": lambda: Target(check_parquet, _parquet_seeds(), (b"PAR1",)),
+    "config": lambda: Target(check_config, _config_seeds(), (_NO_CONFIG,), _YAML_WORDS),
+    "jsonl": lambda: Target(check_jsonl, _jsonl_seeds(), (_TYPES_DIFFER,), _JSON_WORDS),
+    "gzip": lambda: Target(
+        check_gzip,
+        tuple(map(_gzip, _jsonl_seeds())),
+        (_gzip(_TYPES_DIFFER), _gzip(b"\n" * 300)),
+        (),
+    ),
+    "parquet": lambda: Target(check_parquet, _parquet_seeds(), (), (b"PAR1",)),
 }

@@ -136,7 +136,7 @@ DECISION = Table(
         Column(
             "ngram_vote",
             "FLOAT",
-            "Part of the score that an n-gram classifier of the target gave; NULL if none votes.",
+            "Part of the score, zero or less, from an n-gram classifier; NULL if none votes.",
         ),
         Column("score", "FLOAT", "What documents are ranked by; higher = keep."),
         Column("threshold", "FLOAT", "Cut-off the score was held against, in score units."),

@@ -184,8 +184,8 @@ def _parse_parts(chunk: bytes, schema: pa.Schema | None) -> Iterator[pa.Table | 
 
 
 def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
-    _check_lines(chunk)
     chunk = _FIRST_RECORD + chunk
+    _check_lines(chunk)
     table = pyarrow.json.read_json(
         io.BytesIO(chunk),
         read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(chunk)),
@@ -202,8 +202,13 @@ def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
 
 
 def _check_lines(chunk: bytes) -> None:
-    """Raises ValueError for lines that Arrow's parser takes, or crashes on by recursion."""
-    if _NULL_LINE.search(b"\n" + chunk):
+    """Refuse what Arrow's parser does not: null, which it takes for a record, and deep nesting,
+    which ends the process.
+
+    Raises:
+        ValueError: a line holds one of them.
+    """
+    if _NULL_LINE.search(chunk):
         raise ValueError(_NO_RECORD)
     for line in chunk.split(b"\n") if _openings(chunk) > _DEEPEST else ():
         if _openings(line) > _DEEPEST and _depth(line) > _DEEPEST:
@@ -223,7 +228,11 @@ def _depth(line: bytes) -> int:
 
 
 def _check_names(fields: Iterable[pa.Field]) -> None:
-    """Raises UnicodeDecodeError for a name that is not UTF-8."""
+    """Refuse names that are not UTF-8.
+
+    Raises:
+        UnicodeDecodeError: one is not.
+    """
     for field in fields:
         field.name  # noqa: B018 (decodes it)
         kind = field.type

@@ -378,7 +378,7 @@ def test_an_ensemble_is_a_mean_in_which_the_first_pair_counts_twice(
     log_odds = odds.of(every)
     assert log_odds.std() > 0
     expected = (2 * first + last) / 3 + ngram_weight * np.minimum(
-        (log_odds - log_odds[chosen].mean()) / log_odds[chosen].std(), 1.0
+        (log_odds - log_odds[chosen].mean()) / log_odds[chosen].std() - 1.0, 0.0
     )
     np.testing.assert_allclose(found.score, expected, rtol=1e-3, atol=1e-4)
     mean = (2 * excess[0] + excess[rounds]) / 3

@@ -36,7 +36,7 @@ from curate.select.methods.ensemble import (
     ScoringPair,
     ensemble_scores,
     measure_spread,
-    ngram_vote,
+    train_vote,
 )
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
@@ -158,7 +158,7 @@ class BladeMethod:
         self._first = self._first or pair
         self._last = pair if scoring else None
         if scoring and self._blade.ngram_weight > 0:
-            self._vote = ngram_vote(self._context, self._blade.ngram_weight, sample)
+            self._vote = train_vote(self._context, sample)
 
     def _scored_control(self) -> LanguageModel:
         """What the reference is compared with, frozen."""

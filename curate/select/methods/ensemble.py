@@ -4,8 +4,8 @@ A pair sees the pool as a model of its stage does. The first judges before the p
 what it picks, the last after; a document that both prefer is a safer choice than the favourite of
 either. Each lets in noise of its own, the last more, so the first counts twice
 (benchmarks/LOG.md). The classifier knows words alone, and what it mistakes for the target no pair
-does, nor the other way round. So its vote is capped: it drops what does not read like the target at
-all, and lifts nothing that the pairs do not want. Excess losses and log-odds are divided by their
+does, nor the other way round. So it only takes away, from what does not read like the target, and
+lifts nothing that the pairs do not want. Excess losses and log-odds are divided by their
 spread over a sample of the pool, so that none outvotes another by having moved further.
 """
 
@@ -26,6 +26,8 @@ from curate.train.model import LanguageModel
 
 FIRST_WEIGHT = 2 / 3
 """Share of the first pair in the mean."""
+VOTE_CAP = 1.0
+"""Spreads above the pool's mean from which on the log-odds of the target take nothing away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,13 @@ class ScoringPair:
         return control, document_losses(self.reference, documents, most)
 
 
-VOTE_CAP = 1.0
-"""Spreads above the pool's mean at which the log-odds of the target count no further."""
-
-
 @dataclass(frozen=True, slots=True)
 class NgramVote:
-    """A classifier's part in the score.
+    """A classifier's part in the score, zero or less.
 
     Attributes:
         odds: the trained classifier.
-        weight: of a spread of its log-odds against one of the pairs' excess losses.
+        weight: what a spread of its log-odds counts against one of the pairs' excess losses.
         mean: mean log-odds of the pool's documents, nats.
         spread: their standard deviation, nats.
     """
@@ -71,22 +69,21 @@ class NgramVote:
     def of(self, documents: Documents) -> Float64:
         """What is added to the score of each document, [N]."""
         spreads = (self.odds.of(documents) - self.mean) / self.spread
-        return self.weight * np.minimum(spreads, VOTE_CAP)
+        return self.weight * np.minimum(spreads - VOTE_CAP, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, readable with `weights_only`."""
-        numbers = {"weight": self.weight, "mean": self.mean, "spread": self.spread}
-        return {"odds": self.odds.state_dict(), **numbers}
+        """What was learned and measured, readable with `weights_only`."""
+        return {"odds": self.odds.state_dict(), "mean": self.mean, "spread": self.spread}
 
     @staticmethod
     def restored(context: Context, state: Mapping[str, Any]) -> NgramVote:
         """Inverse of `state_dict`."""
         odds = TargetOdds(context)
         odds.load_state_dict(state["odds"])
-        return NgramVote(odds, state["weight"], state["mean"], state["spread"])
+        return NgramVote(odds, context.config.blade.ngram_weight, state["mean"], state["spread"])
 
 
-def ngram_vote(context: Context, weight: float, sample: Documents) -> NgramVote:
+def train_vote(context: Context, sample: Documents) -> NgramVote:
     """Train a classifier and measure its log-odds over a sample of the pool.
 
     Raises:
@@ -96,6 +93,7 @@ def ngram_vote(context: Context, weight: float, sample: Documents) -> NgramVote:
     odds.train()
     odds.check()
     found = odds.of(sample)
+    weight = context.config.blade.ngram_weight
     return NgramVote(odds, weight, float(found.mean()), _positive(float(found.std())))
 
 
