@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import random
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from run_helpers import run_tiny
 
 from curate.pipeline.folder import RunFolder
+from curate.pipeline.progress import Progress
 
 _MODEL_CODE = "transformers.models.llama.modeling_llama"
 """Imported only as a model is built, and then most of a tiny run's time."""
@@ -32,23 +34,37 @@ class Kills:
 
     Attributes:
         stages: for each kill, the stage that was under way.
-        seconds_done: of work, over all starts.
+        work: units of work done over all starts; see `Whole`.
     """
 
     stages: list[str] = field(default_factory=list)
-    seconds_done: float = 0.0
+    work: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A run that nobody killed.
+
+    Attributes:
+        seconds: that it took.
+        work: bytes tokenized, tokens passed through models and parts written, summed.
+    """
+
+    seconds: float
+    work: int
 
 
 def timed_run(
     context: ForkServerContext, inputs: Path, out: Path, settings: Mapping[str, Any]
-) -> float:
-    """Run to the end; returns the seconds that took."""
-    process = context.Process(target=run_tiny, args=(inputs, out), kwargs=settings)
+) -> Whole:
+    """Run to the end."""
+    work = context.RawValue(ctypes.c_int64, 0)
+    process = context.Process(target=_counted_run, args=(inputs, out, work, dict(settings)))
     started = time.monotonic()
     process.start()
     process.join()
     assert process.exitcode == 0
-    return time.monotonic() - started
+    return Whole(time.monotonic() - started, work.value)
 
 
 def kill_until_done(
@@ -65,19 +81,33 @@ def kill_until_done(
     After `most` kills it is left alone.
     """
     kills = Kills()
+    work = context.RawValue(ctypes.c_int64, 0)
     while True:
-        process = context.Process(target=run_tiny, args=(inputs, out), kwargs=settings)
-        started = time.monotonic()
+        process = context.Process(target=_counted_run, args=(inputs, out, work, dict(settings)))
         process.start()
         if len(kills.stages) < most:
             process.join(chance.uniform(0, span))
             process.kill()
         process.join()
-        kills.seconds_done += time.monotonic() - started
         if process.exitcode == 0:
+            kills.work = work.value
             return kills
         assert process.exitcode == -9, process.exitcode
         kills.stages.append(_stage(out))
+
+
+def _counted_run(
+    inputs: Path, out: Path, work: ctypes.c_int64, settings: Mapping[str, Any]
+) -> None:
+    """A run that counts what it does where a kill cannot take the count away."""
+    advance = Progress.advance
+
+    def counted(self: Progress, amount: int) -> None:
+        work.value += amount
+        advance(self, amount)
+
+    Progress.advance = counted  # type: ignore[method-assign]
+    run_tiny(inputs, out, **settings)
 
 
 def _stage(out: Path) -> str:

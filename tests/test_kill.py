@@ -21,7 +21,7 @@ EVERY_PART = {**SETTINGS, "compute__checkpoint_minutes": 0}
 def test_killed_at_random(settings: dict[str, object], tmp_path: Path) -> None:
     context, chance = fork_server(), random.Random(0)
     inputs = write_plain_pool(tmp_path / "inputs")
-    span = timed_run(context, inputs, tmp_path / "whole", settings)
+    span = timed_run(context, inputs, tmp_path / "whole", settings).seconds
     kills = 0
     while kills < KILLS:
         out = tmp_path / f"out-{kills}"
