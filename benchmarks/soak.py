@@ -105,7 +105,7 @@ def main() -> None:
     inputs = write_pool(base / "inputs")
     damage(inputs / "pool")
     context, chance = fork_server(), random.Random(options.seed)
-    spans = [
+    wholes = [
         timed_run(context, inputs, base / f"whole-{number}", {**DAMAGED, **settings})
         for number, settings in enumerate(KINDS)
     ]
@@ -114,7 +114,7 @@ def main() -> None:
         settings = {**DAMAGED, **KINDS[number]}
         cycle(inputs, base, settings)
         out, whole = base / "killed", base / f"whole-{number}"
-        killed = kill_until_done(context, inputs, out, settings, spans[number], chance, 5)
+        killed = kill_until_done(context, inputs, out, settings, wholes[number], chance, 5)
         assert_same_outcome(Run(inputs, out), Run(inputs, whole))
         assert listing(out) == listing(whole)
         shutil.rmtree(out)

@@ -21,11 +21,11 @@ EVERY_PART = {**SETTINGS, "compute__checkpoint_minutes": 0}
 def test_killed_at_random(settings: dict[str, object], tmp_path: Path) -> None:
     context, chance = fork_server(), random.Random(0)
     inputs = write_plain_pool(tmp_path / "inputs")
-    span = timed_run(context, inputs, tmp_path / "whole", settings).seconds
+    whole = timed_run(context, inputs, tmp_path / "whole", settings)
     kills = 0
     while kills < KILLS:
         out = tmp_path / f"out-{kills}"
-        found = kill_until_done(context, inputs, out, settings, span, chance, KILLS - kills)
+        found = kill_until_done(context, inputs, out, settings, whole, chance, KILLS - kills)
         kills += len(found.stages)
         assert_same_outcome(Run(inputs, out), Run(inputs, tmp_path / "whole"))
         assert listing(out) == listing(tmp_path / "whole")
