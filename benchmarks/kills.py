@@ -6,8 +6,8 @@ the folder must hold no file more.
 Kinds of run alternate: checkpoints after every step and block, and the default interval; decisions
 by document and by token. The harness is that of tests/test_kill.py. It counts work, in tokens
 passed through models and bytes tokenized: what all starts of a run did beyond what an uninterrupted
-run does is what the kills cost. The result says how much that was, beside the longest stretch of work
-between two records in the manifest, which a kill may cost at most.
+run does is what the kills cost. The result says how much that was, beside the longest stretch of
+work between two records in the manifest, which a kill may cost at most.
 
     python benchmarks/kills.py --kills 200
 

@@ -110,6 +110,49 @@ def test_parts_are_written_as_time_passes(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("removed", [1, 2])
+def test_ended_between_two_removals(
+    removed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a scoring round held until it was decided is removed file by file."""
+    inputs = write_plain_pool(tmp_path)
+    settings = {"blade__final": "rescore", "compute__checkpoint_minutes": 0}
+    whole = run_tiny(inputs, tmp_path / "whole", **settings)
+    unlink, left = Path.unlink, removed
+
+    def faulty(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        unlink(path, missing_ok)
+        left -= path.name.endswith("scored.parquet")
+        if not left:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", faulty)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(inputs, tmp_path / "out", **settings)
+    ours = run_tiny(inputs, tmp_path / "out", **settings)
+    assert listing(ours.out) == listing(whole.out)
+    assert_same_outcome(ours, whole)
+
+
+def test_what_a_killed_sort_spilled_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = write_plain_pool(tmp_path)
+    whole = run_tiny(inputs, tmp_path / "whole", method="random")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        break_call(patch, ("curate.pipeline.outputs", "select_documents", 1))
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(inputs, out, method="random")
+    (out / "state" / "duckdb.tmp").mkdir()
+    (out / "state" / "duckdb.tmp" / "duckdb_temp_storage-0.tmp").write_bytes(bytes(1000))
+    ours = run_tiny(inputs, out, method="random")
+    assert listing(ours.out) == listing(whole.out)
+    assert_same_outcome(ours, whole)
+
+
 def test_parts_of_the_dataset_are_not_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,9 +196,11 @@ class Rounds:
         self._stop.check()
 
     def tidy(self, stage: str) -> None:
-        """Remove what is not needed once a stage is done."""
+        """Remove what is not needed once a stage is done, the last part first: `_parts` finds what
+        is left where a kill ends this.
+        """
         self._keep_checkpoints(self._checkpoint(stage))
-        for scored in self._parts(stage, "scored"):
+        for scored in reversed(self._parts(stage, "scored")):
             scored.unlink()
 
     def files(self) -> RoundFiles:

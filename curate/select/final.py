@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from curate.files import atomic_path
 from curate.noise import make_key
+from curate.select.spill import spilling
 
 _PRIME = (1 << 61) - 1
 _EXACT = 1 << 30
@@ -61,8 +62,7 @@ def select_documents(
         keep: share of the pool's tokens to keep.
         seed: of the tie breaks.
     """
-    with atomic_path(path) as temporary, duckdb.connect() as database:
-        database.execute("SET temp_directory = ?", [str(path.parent / "duckdb.tmp")])
+    with atomic_path(path) as temporary, spilling(path.parent) as database:
         database.execute("SET preserve_insertion_order = true")
         create_inputs(database, documents, decisions, scales)
         database.execute(_AVERAGE)
@@ -95,8 +95,7 @@ def mark_top(path: Path, scored: Sequence[Path], *, keep: float, seed: int) -> d
     Returns:
         `threshold` (the lowest score kept), `documents_kept` and `tokens_kept`.
     """
-    with atomic_path(path) as temporary, duckdb.connect() as database:
-        database.execute("SET temp_directory = ?", [str(path.parent / "duckdb.tmp")])
+    with atomic_path(path) as temporary, spilling(path.parent) as database:
         database.read_parquet([str(one) for one in scored]).create_view("scored")
         multiplier = make_key(seed, "rescore ties") % (_PRIME - 1) + 1
         (tokens,) = _row(database, "SELECT coalesce(sum(tokens), 0) FROM scored")

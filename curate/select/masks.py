@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from curate.errors import CurateError
 from curate.files import atomic_path
 from curate.select.final import Kept, RoundScale, create_inputs
+from curate.select.spill import spilling
 
 _BATCH_ROWS = 1024
 
@@ -44,9 +45,8 @@ def select_tokens(
     with (
         atomic_path(path) as selection,
         atomic_path(masks_path) as sorted_masks,
-        duckdb.connect() as database,
+        spilling(path.parent) as database,
     ):
-        database.execute("SET temp_directory = ?", [str(path.parent / "duckdb.tmp")])
         database.execute("SET preserve_insertion_order = true")
         create_inputs(database, documents, decisions, scales)
         database.read_parquet([str(one) for one in masks]).create_view("masks")
