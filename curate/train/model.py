@@ -3,8 +3,8 @@
 `LanguageModel` is the one view of a network that training and scoring share: token ids in, the loss
 of each counted token out. The full table of logits (tokens x vocabulary) is the largest tensor of a
 small model, so the output head is applied only at counted positions and a chunk at a time. That is
-right only for models whose logits are exactly `head(decoder(inputs))`; others (soft-capped or
-scaled logits) are recognized by a comparison at load and take the plain path.
+right only for models whose logits are exactly those of a linear head on `decoder(inputs)`; others
+(soft-capped or scaled logits, a head with a bias) are recognized at load and take the plain path.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from torch.utils.checkpoint import checkpoint
 from curate.errors import InvalidInput
 from curate.read.locate import display_uri
 from curate.read.windows import Batch
+from curate.train.attention import BLOCKED, register_blocked
 from curate.train.compute import Compute
+from curate.train.head import head_losses
 
-_CHUNK_LOGITS = 1 << 23
-"""Logits made at once, 32 MiB in float32."""
+_HELD_LOGITS = 1 << 26
+"""Logits whose errors are kept for the gradient; with more, they are made again. 128 MiB in
+bfloat16."""
 _HEAD_ROWS = 512
 """The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
@@ -127,7 +130,8 @@ def build_network(
         bos_token_id=separator_id,
         eos_token_id=separator_id,
     )
-    config._attn_implementation = "sdpa"
+    register_blocked()
+    config._attn_implementation = BLOCKED
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return transformers.LlamaForCausalLM(config)
@@ -228,20 +232,19 @@ class LanguageModel:
             return
         decoder, head = _parts(self.network)
         hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-        rows = max(_HEAD_ROWS, _CHUNK_LOGITS // head.weight.shape[0])
-        many = torch.is_grad_enabled() and len(targets) > 2 * rows
+        rows = max(_HEAD_ROWS, _HELD_LOGITS // head.weight.shape[0])
+        many = torch.is_grad_enabled() and len(targets) > rows
         pieces = zip(torch.split(counted, rows), torch.split(targets, rows), strict=True)
         for positions, target in pieces:
-            padded = nn.functional.pad(positions, (0, -len(positions) % _HEAD_ROWS))
+            padding = (0, -len(positions) % _HEAD_ROWS)
+            factors = hidden[nn.functional.pad(positions, padding)], head.weight
+            padded = nn.functional.pad(target, padding)
+            arguments = (*factors, padded, self.compute.dtype)
             if many:
-                yield checkpoint(_head_loss, head, hidden[padded], target, use_reentrant=False)
+                losses = checkpoint(head_losses, *arguments, use_reentrant=False)
             else:
-                yield _head_loss(head, hidden[padded], target)
-
-
-def _head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Losses of the first rows of `hidden`; the rest only rounds the shape up."""
-    return _cross_entropy(head(hidden)[: len(targets)], targets)
+                losses = head_losses(*arguments)
+            yield losses[: len(target)]
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -254,15 +257,17 @@ def _parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
 
 @torch.no_grad()
 def _has_direct_head(network: nn.Module, prefix_id: int) -> bool:
-    """Whether logits are exactly head(decoder(inputs)), tried on a few tokens.
+    """Whether logits are exactly decoder(inputs) times the head's weights, tried on a few tokens.
 
     The decoder's output is blown up for the trial, so that a soft cap shows on small logits too.
     """
     try:
         decoder, head = _parts(network)
-        handle = decoder.register_forward_hook(_blow_up)
     except AttributeError:
         return False
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    handle = decoder.register_forward_hook(_blow_up)
     device = next(network.parameters()).device
     inputs = torch.tensor([[prefix_id, 0, 1, 2]], device=device)
     try:

@@ -42,6 +42,17 @@ CONFIGS = {
         embd_pdrop=0.5,
         attn_pdrop=0.5,
     ),
+    "phi": transformers.PhiConfig(  # its output head has a bias
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        bos_token_id=PREFIX,
+        eos_token_id=PREFIX,
+    ),
     "gemma2": transformers.Gemma2Config(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -160,7 +171,8 @@ def test_chunked_output_head_changes_nothing(monkeypatch):
     model, documents = make_model(), make_documents(LENGTHS)
     expected = document_losses(model, documents)
     for chunk_rows in (1, 7):
-        monkeypatch.setattr(model_module, "_CHUNK_LOGITS", chunk_rows * VOCABULARY)
+        monkeypatch.setattr(model_module, "_HELD_LOGITS", chunk_rows * VOCABULARY)
+        monkeypatch.setattr(model_module, "_HEAD_ROWS", chunk_rows)
         np.testing.assert_allclose(document_losses(model, documents), expected, rtol=1e-5)
 
 
