@@ -55,7 +55,7 @@ TINY_FLAGS = as_flags(TINY)
 SHARDS = 3
 ROWS = 20
 TIMES = {
-    "run": ["started_at", "finished_at", "stage_seconds"],
+    "run": ["started_at", "finished_at", "stage_seconds", "activity_seconds"],
     "round": ["seconds"],
     "training": ["tokens_per_second"],
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from curate.clock import MODEL
 from curate.log.cells import cell, number, text_table, visible
 
 _Row = Mapping[str, Any]
@@ -33,7 +34,7 @@ def render_summary(summary: Mapping[str, Any]) -> str:
         _reasons(summary["reasons"]),
         _keep_rates(summary["keep_rates"]),
         _rounds(summary["rounds"]),
-        _stages(summary["stage_seconds"]),
+        _stages(summary["stage_seconds"], summary["activity_seconds"]),
         _rollbacks(summary["rollbacks"]),
     ]
     return "\n".join(part for part in parts if part)
@@ -118,11 +119,32 @@ def _rounds(rows: Sequence[_Row]) -> str:
     return text_table(names, cells, (True,) * len(names)) + note
 
 
-def _stages(stages: Mapping[str, float]) -> str:
+def _stages(stages: Mapping[str, float], activities: Mapping[str, float]) -> str:
     if not stages:
         return ""
     cells = [(name, _seconds(seconds)) for name, seconds in stages.items()]
-    return text_table(("Stage", "Time"), cells, (False, True))
+    words = activities_in_words(activities, visible)
+    return text_table(("Stage", "Time"), cells, (False, True)) + (f"{words}\n" if words else "")
+
+
+def activities_in_words(seconds: Mapping[str, float], show: Callable[[str], str]) -> str:
+    """Which share of the time was model work, and what else took a thousandth of it or more.
+
+    Args:
+        seconds: time by activity; nothing is said of none.
+        show: makes text from a log safe for where it is shown.
+    """
+    total = sum(seconds.values())
+    if not total > 0:
+        return ""
+    most_first = sorted(seconds, key=lambda name: -seconds[name])
+    rest = [
+        f"{show(name)} {_percent(seconds[name] / total)}"
+        for name in most_first
+        if name != MODEL and seconds[name] >= total / 1000
+    ]
+    beside = f"; beside it {', '.join(rest)}" if rest else ""
+    return f"Model work took {_percent(seconds.get(MODEL, 0.0) / total)} of the time{beside}."
 
 
 def _rollbacks(rollbacks: Sequence[_Row]) -> str:

@@ -175,7 +175,7 @@ def summary(out: Path) -> dict[str, Any]:
     """The run at a glance.
 
     Returns:
-        run: the row of the `run` table, without its config, stage times and rollbacks.
+        run: the row of the `run` table, without its config, times and rollbacks.
         rounds: the rows of the `round` table.
         damaged_shards: how many shards of the pool were quarantined.
         reasons: for each reason, whether it keeps, its documents and its tokens.
@@ -183,12 +183,14 @@ def summary(out: Path) -> dict[str, Any]:
             for a keep_rate view, its ten values with most tokens as `rows`, and how many values
             there are in all; None when there is no such column.
         stage_seconds: wall-clock seconds by stage.
+        activity_seconds: the same by activity; empty in a log of an older curate.
         rollbacks: every stage that started over, and why; none in a log of an older curate.
     """
     with reading(out) as connection:
         run = next(iter(fetch_rows(connection, "FROM run")), {})
         run.pop("config", None)
         stages = run.pop("stage_seconds", None)
+        activities = run.pop("activity_seconds", None)
         rollbacks = run.pop("rollbacks", None)
         return {
             "run": run,
@@ -201,6 +203,7 @@ def summary(out: Path) -> dict[str, Any]:
             ),
             "keep_rates": _keep_rates(connection),
             "stage_seconds": json.loads(stages) if stages else {},
+            "activity_seconds": json.loads(activities) if activities else {},
             "rollbacks": json.loads(rollbacks) if rollbacks else [],
         }
 

@@ -65,6 +65,12 @@ RUN = Table(
         Column("model_parameters", "BIGINT", "Parameters of the proxy; the reference has as many."),
         Column("stage_seconds", "JSON", "Wall-clock seconds of each stage: {stage: seconds}."),
         Column(
+            "activity_seconds",
+            "JSON",
+            "The same seconds by what was done, model work (model) and all that waited for none of "
+            "it: {activity: seconds}. Both end before the log was made.",
+        ),
+        Column(
             "rollbacks",
             "JSON",
             "Every time that a stage started over, from then on with learning rates halved, "

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from curate import clock
 from curate.config import Config, config_to_tree
 from curate.errors import InvalidInput, OutputConflict
 from curate.files import SEAL, check_contained, sealed_json_text, sha256_file, write_text
@@ -203,10 +204,15 @@ class RunFolder:
         """When the run was first started."""
         return datetime.fromisoformat(self._read_times()["started_at"])
 
+    def activity_seconds(self) -> dict[str, float]:
+        """Seconds by what was done (`curate.clock`), over all starts of the run."""
+        seconds: dict[str, float] = self._read_times().get("activities", {})
+        return seconds
+
     def _add_time(self, stage: str, started: float) -> None:
         times = self._read_times()
-        stages = times.setdefault("stages", {})
-        stages[stage] = stages.get(stage, 0.0) + time.monotonic() - started
+        _add(times.setdefault("stages", {}), {stage: time.monotonic() - started})
+        _add(times.setdefault("activities", {}), clock.taken())
         self._write_times(times)
 
     def _write(self) -> None:
@@ -234,6 +240,11 @@ class RunFolder:
 
     def _write_times(self, times: dict[str, Any]) -> None:
         write_text(self.state / "times.json", json.dumps(times, indent=1) + "\n")
+
+
+def _add(totals: dict[str, float], seconds: Mapping[str, float]) -> None:
+    for name, more in seconds.items():
+        totals[name] = totals.get(name, 0.0) + more
 
 
 def _is_manifest(found: Any) -> bool:

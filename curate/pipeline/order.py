@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from curate.clock import timing
 from curate.config import Config
 from curate.errors import DiskFull
 from curate.log.cells import visible_lines
@@ -44,6 +45,7 @@ class RunSummary:
         kept_documents: rows in the curated dataset.
         kept_tokens: their tokens.
         stage_seconds: time by stage, over all starts of the run.
+        activity_seconds: the same time by what was done (`curate.clock`).
     """
 
     out: Path
@@ -52,6 +54,7 @@ class RunSummary:
     kept_documents: int
     kept_tokens: int
     stage_seconds: dict[str, float]
+    activity_seconds: dict[str, float]
 
 
 def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) -> RunSummary:
@@ -76,11 +79,16 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
         except DiskFull as full:
             left = needed_bytes(inputs, folder)
             raise full.needing(folder.path, "run", left) from full.__cause__
-    return RunSummary(out=folder.path, stage_seconds=folder.stage_seconds(), **complete)
+    return RunSummary(
+        out=folder.path,
+        stage_seconds=folder.stage_seconds(),
+        activity_seconds=folder.activity_seconds(),
+        **complete,
+    )
 
 
 def _go_on(inputs: Inputs, folder: RunFolder, stream: TextIO, stop: Stop) -> dict[str, int]:
-    with locked(folder.path), writing(folder.path), Progress(stream) as progress:
+    with locked(folder.path), writing(folder.path), Progress(stream) as progress, timing():
         folder.check(inputs.config, inputs.pool, inputs.target)  # another run may have been here
         folder.create()
         return _run_stages(inputs, folder, progress, stream, stop)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import torch
 
+from curate.clock import LOG, SELECT, WRITE, doing
 from curate.config import Config, config_to_tree, config_to_yaml
 from curate.files import copy_folder, write_text
 from curate.log.load import build_log
@@ -47,6 +48,7 @@ def config_stage(config: Config, folder: RunFolder) -> None:
     folder.finish("config", settings, [path], started)
 
 
+@doing(SELECT)
 def select_stage(
     config: Config, folder: RunFolder, cache: TokenCache, rounds: RoundFiles
 ) -> tuple[Path, Kept]:
@@ -83,6 +85,7 @@ def _masks_path(folder: RunFolder) -> Path:
     return folder.state / "masks.parquet"
 
 
+@doing(WRITE)
 def data_stage(inputs: Inputs, folder: RunFolder, selection: Path, progress: Progress) -> None:
     """Write the kept rows of each shard as one part, and the tokenizer beside them."""
     if folder.result("data") is not None:
@@ -138,6 +141,7 @@ def _kept_rows(selection: ds.Dataset, shard_id: int) -> pa.Table:
     return table.select(["weight", "score", "excess_loss", "round"]).add_column(0, "row", rows)
 
 
+@doing(LOG)
 def log_stage(
     inputs: Inputs,
     config: Config,
@@ -191,6 +195,7 @@ def _run_record(inputs: Inputs, config: Config, folder: RunFolder) -> dict[str, 
         "granularity": config.granularity,
         "keep_ratio": config.keep,
         "stage_seconds": folder.stage_seconds(),
+        "activity_seconds": folder.activity_seconds(),
         "rollbacks": folder.rollbacks,
     }
 

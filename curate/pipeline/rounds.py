@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.clock import CHECKPOINT, doing
 from curate.config import Config
 from curate.errors import CurateError, NonFiniteLoss
 from curate.files import atomic_path
@@ -253,9 +254,7 @@ class Rounds:
             }
         if stage != "scoring":
             method.check()
-        self._steps.write(self._file(stage, "training", self._part))
-        with atomic_path(self._checkpoint(stage)) as temporary:
-            method.save(temporary)
+        self._save(self._checkpoint(stage))
         self._folder.finish(stage, result, [], self._part_started)
         self.tidy(stage)
         self._stop.check()
@@ -307,14 +306,19 @@ class Rounds:
     def _pause(self, result: Mapping[str, Any]) -> None:
         """End a part: write it down, and go on with the next unless a signal asks to stop."""
         stage, part = self._stage, self._part
-        self._steps.write(self._file(stage, "training", part))
-        with atomic_path(self._checkpoint(stage, part)) as temporary:
-            self._running().save(temporary)
+        self._save(self._checkpoint(stage, part))
         left = {"part": part, "losses": self._steps.sums, **result}
         self._folder.pause(stage, left, self._part_started)
         self._keep_checkpoints(self._checkpoint(stage, part), self._origin)
         self._part, self._part_started = part + 1, time.monotonic()
         self._stop.check()
+
+    @doing(CHECKPOINT)
+    def _save(self, checkpoint: Path) -> None:
+        """Put the steps of a part and the method's state after it on disk."""
+        self._steps.write(self._file(self._stage, "training", self._part))
+        with atomic_path(checkpoint) as temporary:
+            self._running().save(temporary)
 
     def _running(self) -> Method:
         if self._method is None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from curate.clock import TOKENIZE, doing
 from curate.errors import DamagedShard, InvalidInput
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.prepare import Inputs
@@ -34,6 +35,7 @@ _TARGET_TOKENS = 16_000_000
 """A target beyond this is cut: it would not fit the idea of a small sample held in memory."""
 
 
+@doing(TOKENIZE)
 def tokenizer_stage(inputs: Inputs, folder: RunFolder, progress: Progress) -> TextTokenizer:
     """Train the tokenizer on the pool, or fetch the pretrained model's own."""
     place = folder.state / "tokenizer"
@@ -52,6 +54,7 @@ def tokenizer_stage(inputs: Inputs, folder: RunFolder, progress: Progress) -> Te
     return load_tokenizer(str(place))
 
 
+@doing(TOKENIZE)
 def tokens_stage(
     inputs: Inputs, folder: RunFolder, tokenizer: TextTokenizer, progress: Progress
 ) -> TokenCache:
@@ -122,6 +125,7 @@ def _grow(
             yield cache
 
 
+@doing(TOKENIZE)
 def read_target(inputs: Inputs, tokenizer: TextTokenizer) -> Documents:
     """The tokenized target, in memory; reading stops after 16 M tokens."""
     target = inputs.target

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from curate.clock import READ, doing
 from curate.errors import InvalidInput
 from curate.files import atomic_path
 from curate.noise import make_key, random_uint64, shuffled_order
@@ -103,9 +104,13 @@ class TokenCache:
         for first in range(0, len(order), WINDOW_FRAGMENTS):
             window = order[first : first + WINDOW_FRAGMENTS]
             for partition in shuffled_order(key ^ int(window[0]), range(self.partitions)):
-                parts = [self._read(self.fragments[int(i)], int(partition)) for i in window]
-                drawn = concatenate([part for part in parts if len(part)])
-                yield drawn.take(shuffled_order(key, drawn.ids))
+                yield self._shuffled(window, int(partition), key)
+
+    @doing(READ)
+    def _shuffled(self, window: npt.NDArray[np.int64], partition: int, key: int) -> Documents:
+        parts = [self._read(self.fragments[int(i)], partition) for i in window]
+        drawn = concatenate([part for part in parts if len(part)])
+        return drawn.take(shuffled_order(key, drawn.ids))
 
     def _read(self, fragment: Fragment, partition: int) -> Documents:
         with pa.OSFile(str(self.folder / f"{fragment.name}.arrow")) as opened:
@@ -167,12 +172,15 @@ def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Docu
         while first < len(chunk):
             wanted = chunk.offsets[first] + block_tokens - held_tokens
             last = min(int(np.searchsorted(ends, wanted)) + 1, len(chunk))
-            piece = chunk.take(np.arange(first, last))
+            with doing(READ):
+                piece = chunk.take(np.arange(first, last))
             held.append(piece)
             held_tokens += piece.num_tokens
             first = last
             if held_tokens >= block_tokens:
-                yield concatenate(held)
+                with doing(READ):
+                    block = concatenate(held)
+                yield block
                 held, held_tokens = [], held_tokens % block_tokens
     if held:
         yield concatenate(held)

@@ -22,6 +22,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from curate.clock import COUNT, doing
 from curate.errors import DamagedShard, InvalidInput
 from curate.files import atomic_folder
 from curate.noise import make_key, shuffled_order, uniform
@@ -100,6 +101,7 @@ class TextTokenizer:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=kind) for encoding in encodings]
 
+    @doing(COUNT)
     def decode(self, documents: Documents) -> list[str]:
         """The text of each document; exact for byte-level tokenizers."""
         cuts = documents.offsets[1:-1]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from curate.clock import PACK, doing
 from curate.read.documents import Documents
 
 Int64 = npt.NDArray[np.int64]
@@ -128,6 +129,7 @@ class Batch:
     labels: Int64
 
 
+@doing(PACK)
 def make_batches(
     documents: Documents,
     windows: Windows,

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from curate.clock import MODEL, doing
 from curate.read.documents import Documents
 from curate.read.windows import Batch, Windows, make_batches, rolling_windows, sampled_windows
 from curate.train.model import LanguageModel
@@ -13,6 +14,7 @@ from curate.train.model import LanguageModel
 Float64 = npt.NDArray[np.float64]
 
 
+@doing(MODEL)
 @torch.no_grad()
 def document_losses(model: LanguageModel, documents: Documents, most: int | None = None) -> Float64:
     """Mean next-token loss of each document, float64 [N], nats per token.
@@ -41,6 +43,7 @@ def tokens_read(lengths: npt.NDArray[np.int64], most: int | None) -> npt.NDArray
     return lengths if most is None else np.minimum(lengths, most)
 
 
+@doing(MODEL)
 def token_losses(model: LanguageModel, documents: Documents) -> torch.Tensor:
     """Next-token loss of each token, float32 [tokens], nats, in the documents' order.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from curate.clock import SELECT, doing
 from curate.files import atomic_path
 from curate.noise import make_key
 from curate.select.spill import spilling
@@ -83,6 +84,7 @@ def select_documents(
     return Kept(int(kept_documents), int(kept_tokens))
 
 
+@doing(SELECT)
 def mark_top(path: Path, scored: Sequence[Path], *, keep: float, seed: int) -> dict[str, float]:
     """Decide a scoring round as a whole: rewrite `scored` to `path` with the top share kept.
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from curate.clock import COUNT, doing
 from curate.read.documents import Int64, offsets_from_lengths
 
 Float64 = npt.NDArray[np.float64]
@@ -96,6 +97,7 @@ class NgramHasher:
         self._num_buckets = np.uint64(num_buckets)
         self._hashes = _WordHashes()
 
+    @doing(COUNT)
     def __call__(self, texts: Sequence[str]) -> Ngrams:
         """The n-grams of each text, in reading order: word, pair, word, ..., word."""
         hashes = array("Q")

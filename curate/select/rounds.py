@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from curate.clock import SELECT, WRITE, doing
 from curate.errors import NonFiniteLoss
 from curate.noise import make_key, random_uint64
 from curate.read.documents import Documents
@@ -105,14 +106,16 @@ def run_round(
     with DecisionWriter(path, masks, round_index) as writer:
         for block in blocks:
             scores = method.score(block)
-            scores.check(block)
-            tally.owed += keep * block.num_tokens
-            decided = decide(block, scores, tally.owed, ties)
+            with doing(SELECT):
+                scores.check(block)
+                tally.owed += keep * block.num_tokens
+                decided = decide(block, scores, tally.owed, ties)
             if learn:
                 unit = decided.documents if decided.tokens is None else decided.tokens
                 method.learn(block, unit)
-            tally.add(block, scores.score, decided)
-            writer.add(block, scores, decided)
+            with doing(WRITE):
+                tally.add(block, scores.score, decided)
+                writer.add(block, scores, decided)
             count += 1
             if pause():
                 finished = False

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from curate.clock import MODEL, doing
 from curate.config.schema import TrainConfig
 from curate.errors import NonFiniteLoss
 from curate.read.documents import Documents
@@ -70,6 +71,7 @@ class Optimizer:
             fused=True,
         )
 
+    @doing(MODEL)
     def step(self, terms: Sequence[Term], first_step: int = 0) -> StepRecord:
         """Take one step on the weighted sum of the terms.
 
@@ -85,6 +87,7 @@ class Optimizer:
         tokens = sum(term.documents.num_tokens for term in terms)
         return self._finish(loss, tokens, started, first_step)
 
+    @doing(MODEL)
     def check(self, terms: Sequence[Term]) -> None:
         """Make sure that a step on these terms could be taken; take none.
 
@@ -97,6 +100,7 @@ class Optimizer:
         self._clip_gradient(sum(self._accumulate(term) for term in terms))
         self._adamw.zero_grad()
 
+    @doing(MODEL)
     def step_on(self, loss: torch.Tensor, tokens: int) -> StepRecord:
         """Take one step on a loss whose forward pass has been made, nats per token.
 

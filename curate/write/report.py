@@ -19,7 +19,7 @@ from pathlib import Path
 import duckdb
 
 from curate.files import write_text
-from curate.log.explain import rollbacks_in_words
+from curate.log.explain import activities_in_words, rollbacks_in_words
 from curate.log.schema import DOCUMENT_REASONS
 from curate.write import charts
 from curate.write.card import Row, keep_rates, one_line, open_log, public_config, query
@@ -298,7 +298,8 @@ def _stages(run: Row) -> str:
         for name, seconds in stages.items()
     ]
     head = ("stage", "time", "", "share")
-    return _section("Time by stage", "", charts.bar_table(head, bars) if bars else "")
+    note = activities_in_words(json.loads(run.get("activity_seconds") or "{}"), one_line)
+    return _section("Time by stage", note, charts.bar_table(head, bars) if bars else "")
 
 
 def _config(run: Row) -> str:

@@ -150,6 +150,7 @@ RUN: dict[str, object] = {
     "kept_tokens": 70,
     "model_parameters": 1000,
     "stage_seconds": {"read": 1.25, "score": 76.5},
+    "activity_seconds": {"tokenize": 1.5, "model": 75.75, "other": 0.5, "select": 0.01},
     "rollbacks": [],
 }
 

@@ -165,7 +165,8 @@ def test_an_unknown_document_is_said_so(built, document):
 def test_summary(built):
     found = summary(built)
     assert list(found) == [
-        "run", "rounds", "damaged_shards", "reasons", "keep_rates", "stage_seconds", "rollbacks",
+        "run", "rounds", "damaged_shards", "reasons", "keep_rates", "stage_seconds",
+        "activity_seconds", "rollbacks",
     ]  # fmt: skip
     assert found["run"]["kept_tokens"] == 70
     assert [row["round"] for row in found["rounds"]] == [0, 1]

@@ -207,6 +207,7 @@ Losses are on the target, nats per token.
 Stage        Time
 read        1.2 s
 score  1 min 16 s
+Model work took 97.4 % of the time; beside it tokenize 1.9 %, other 0.6 %.
 """
 
 

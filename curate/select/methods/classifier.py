@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from curate.clock import COUNT, doing
 from curate.config.schema import ClassifierConfig, Config
 from curate.errors import NonFiniteLoss
 from curate.noise import make_key, shuffled_order
@@ -146,6 +147,7 @@ class ClassifierMethod:
         self._odds.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
+@doing(COUNT)
 def fit(
     examples: Ngrams, labels: Float64, config: ClassifierConfig, seed: int
 ) -> tuple[Float64, float]:
