@@ -1,6 +1,7 @@
 """Is anything lost when a run is killed? SIGKILL at random instants, until there were enough.
 
-A run over a small pool is killed after a random time and started again until it is done; then
+A run over a small pool is killed and started again until it is done, half the time at a random
+instant and half just before or after a file is renamed into place, whichever file that is; then
 every file of its dataset and every row of its log must equal those of a run that nobody killed, and
 the folder must hold no file more.
 Kinds of run alternate: checkpoints after every step and block, and the default interval; decisions
@@ -21,6 +22,7 @@ import collections
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -64,8 +66,7 @@ def main() -> None:
 
     context, chance = fork_server(), random.Random(options.seed)
     found: dict[str, dict[str, Any]] = {
-        name: {"kills": 0, "runs": 0, "work_again": 0, "most_again_per_kill": 0, "after": {}}
-        for name in KINDS
+        name: {"kills": 0, "runs": 0, "work_again": 0, "most_again_per_kill": 0} for name in KINDS
     }
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
@@ -89,12 +90,17 @@ def main() -> None:
             row["runs"] += 1
             row["work_again"] += again
             row["most_again_per_kill"] = max(row["most_again_per_kill"], again // max(times, 1))
-            row["after"] = dict(
-                collections.Counter(row["after"]) + collections.Counter(kills.stages)
-            )
+            for what, where in (("under_way", kills.stages), ("at_rename_of", kills.renamed)):
+                tally = collections.Counter(_kind(one) for one in where)
+                row[what] = dict(collections.Counter(row.get(what, {})) + tally)
             print(f"{names[number]}: {row['kills']} kills, {row['runs']} runs", flush=True)
     result = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "kinds": found}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _kind(name: str) -> str:
+    """A stage or a file without its numbers."""
+    return re.sub(r"\d+", "N", name)
 
 
 if __name__ == "__main__":
