@@ -211,6 +211,7 @@ def _insert_decisions(connection: duckdb.DuckDBPyConnection, decisions: Sequence
             score, threshold, kept, tokens_kept,
             CASE WHEN kept THEN 'above_threshold' ELSE 'below_threshold' END
         FROM {_named_scan()}
+        ORDER BY round, document_id
         """,
         [_names(decisions)],
     )
