@@ -1,0 +1,118 @@
+"""Do memory and time per token stay the same as the pool grows?
+
+Runs of the command line over pools of 1, 2, 4 and 8 times a size, each in a process of its own that
+reports its peak resident memory; sizes alternate, and medians over the repeats are compared with
+the smallest pool's. Pools larger than the one given repeat its documents.
+
+    python benchmarks/growth.py --pool POOL --target TARGET --megabytes 4 --sizes 1 2 4 8
+    python benchmarks/growth.py --pool POOL --target TARGET --megabytes 100 --sizes 1 10 --name mem
+
+Writes benchmarks/results/growth-NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from text_pool import write_pool
+
+from curate.log.query import summary
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(pool: Path, out: Path, arguments: list[str]) -> dict[str, Any]:
+    """Seconds and peak memory of `curate run`, and what its log says of it."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = str(Path(sys.executable).parent / "curate")
+    line = [command, "run", "--pool", str(pool), "--out", str(out), *arguments]
+    started = time.perf_counter()
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit(f"curate run ended with status {status}: {' '.join(line)}")
+    found = summary(out)
+    tokens = found["run"]["pool_tokens"]
+    return {
+        "tokens": tokens,
+        "documents": found["run"]["pool_documents"],
+        "microseconds_per_token": 1e6 * seconds / tokens,
+        "peak_bytes": usage.ru_maxrss * 1024,
+        "activity_seconds": found["activity_seconds"],
+    }
+
+
+def main() -> None:
+    """Run every size in turn, as often as asked, and write the ratios down."""
+    parser = argparse.ArgumentParser(description="Run pools of growing size.")
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--megabytes", type=float, default=4, help="of the smallest pool")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--name", default="time")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    arguments = ["--target", str(options.target), "--model", options.model]
+    arguments += itertools.chain.from_iterable(("--set", one) for one in options.settings)
+    rows: dict[int, list[dict[str, Any]]] = {size: [] for size in options.sizes}
+    with tempfile.TemporaryDirectory() as place:
+        for size in options.sizes:
+            pool = Path(place) / f"pool-{size}"
+            write_pool(options.pool, pool, size * options.megabytes * 1e6)
+        for _, size in itertools.product(range(options.repeats), options.sizes):
+            row = run(Path(place) / f"pool-{size}", Path(place) / "out", arguments)
+            rows[size].append(row)
+            print(size, row, flush=True)
+    first = {key: median(rows[options.sizes[0]], key) for key in MEASURES}
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("curate", "torch", "pyarrow", "duckdb")},
+        "model": options.model,
+        "settings": options.settings,
+        "megabytes": options.megabytes,
+        "repeats": options.repeats,
+        "sizes": {
+            str(size): {
+                "tokens": found[0]["tokens"],
+                "documents": found[0]["documents"],
+                **{key: round(median(found, key), 2) for key in MEASURES},
+                **{f"{key}_ratio": round(median(found, key) / first[key], 3) for key in MEASURES},
+                "activity_seconds": found[-1]["activity_seconds"],
+            }
+            for size, found in rows.items()
+        },
+    }
+    path = RESULTS / f"growth-{options.name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+MEASURES = ("microseconds_per_token", "peak_bytes")
+
+
+def median(rows: list[dict[str, Any]], key: str) -> float:
+    """Of one figure over the repeats."""
+    return float(statistics.median(row[key] for row in rows))
+
+
+if __name__ == "__main__":
+    main()
