@@ -16,6 +16,7 @@ from tiny_models import (
     weights_of,
     wrap,
 )
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from curate.errors import InvalidInput
 from curate.score.loss import document_losses
@@ -170,3 +171,17 @@ def test_models_run_without_dropout():
     )
     assert not model.trainable_copy().network.training
     assert not copy.copy(model).network.training
+
+
+def test_norms_are_those_of_llama(monkeypatch):
+    """PyTorch's norm takes the place of transformers', with the same weights, names and numbers."""
+    ours = build_network(SHAPE, VOCABULARY, PREFIX, seed=0)
+    monkeypatch.setattr("curate.train.model._use_native_norms", lambda network: None)
+    theirs = build_network(SHAPE, VOCABULARY, PREFIX, seed=0)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert not [one for one in ours.modules() if isinstance(one, LlamaRMSNorm)]
+    inputs = torch.arange(20)[None]
+    for network in (ours, theirs):
+        network(input_ids=inputs, labels=inputs).loss.backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
