@@ -277,3 +277,17 @@ def test_lambda_schedules_appear_in_the_rounds(schedule: str, tmp_path: Path) ->
     assert found == pytest.approx(space(0.1, 0.8, len(found)).tolist(), rel=1e-6)
     models = run.sql("SELECT DISTINCT model FROM training ORDER BY model")
     assert models == [("lookahead",), ("proxy",), ("reference",)]
+
+
+def test_rounds_draw_their_share_and_the_final_pass_everything(tmp_path: Path) -> None:
+    inputs = write_plain_pool(tmp_path, shards=3, rows=200)
+    run = run_tiny(inputs, tmp_path / "out", blade__round_share=0.4, blade__sync_every=3)
+    [(pool,)] = run.sql("SELECT pool_tokens FROM run")
+    [(last,)] = run.sql("SELECT max(round) FROM round")
+    drawn = run.sql(f"SELECT sum(tokens), count(*) FROM decision WHERE round < {last}")
+    assert last >= 3
+    assert drawn[0][0] == pytest.approx(0.4 * pool, rel=0.2)  # whole rounds
+    assert run.sql(f"SELECT count(*) FROM decision WHERE round = {last}") == [(600,)]
+    twice = "SELECT 1 FROM decision WHERE round < {} GROUP BY document_id HAVING count(*) > 1"
+    assert run.sql(twice.format(last)) == []
+    assert run.sql("SELECT count(*) FROM document WHERE reason = 'never_selected'")[0][0] > 100

@@ -224,7 +224,14 @@ class BladeConfig(Section):
         "learning rate of the K reference steps after their ramp: constant, or linear decay to 0",
         choices=("constant", "linear"),
     )
-    passes: int | None = option(None, "times the whole pool is drawn", minimum=1)
+    passes: int | None = option(None, "times the pool is drawn", minimum=1)
+    round_share: float | None = option(
+        None,
+        "share of the pool that the rounds of a pass draw, where a final pass decides about all of "
+        "it; a third by default before an ensemble, else 1",
+        above=0,
+        maximum=1,
+    )
     average: str | None = option(
         None,
         "Frank-Wolfe step sizes over a document's decisions: last 1, uniform 1/(e+1), "
@@ -377,6 +384,15 @@ class Config(Section):
                 f"score_tokens is {self.score_tokens}, but granularity is token, where every token "
                 "is decided.",
                 "Leave score_tokens out, or decide by document.",
+            )
+        rounds_decide = self.blade.final == "none" or (
+            self.blade.final is None and self.granularity == "token"
+        )
+        if rounds_decide and (self.blade.round_share or 1) < 1:
+            raise InvalidInput(
+                f"blade.round_share is {self.blade.round_share:g}, but no final pass decides about "
+                "the rest of the pool.",
+                "Set blade.final to rescore or ensemble, or leave blade.round_share out.",
             )
         visits = (self.blade.passes or 1) + (self.blade.final == "rescore")
         if self.granularity == "token" and visits > 1 and self.blade.average != "last":

@@ -326,7 +326,7 @@ class Rounds:
         return self._method
 
     def _blocks(self, index: int, done: int) -> Iterator[Documents]:
-        """The blocks of round `index`: its share of a pass, the last round taking the rest.
+        """The blocks of round `index`: its share of a pass; the last of a whole one takes the rest.
 
         Shares are counted in tokens, since blocks of whole documents are not all of one size. The
         first `done` blocks are left out.
@@ -334,7 +334,8 @@ class Rounds:
         schedule = self._schedule
         pass_index, part = divmod(index, schedule.rounds_per_pass)
         whole_pass = index >= schedule.rounds
-        last = whole_pass or part == schedule.rounds_per_pass - 1
+        takes_rest = schedule.whole and part == schedule.rounds_per_pass - 1
+        last = whole_pass or takes_rest
         first_token = 0 if whole_pass else part * schedule.round_tokens
         stream = self._cache.stream(self._config.seed, "pass", pass_index)
         tokens = documents = since = 0

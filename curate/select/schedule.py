@@ -23,6 +23,8 @@ _ROUNDS_PER_PASS = 3
 _PRETRAINED_WARMUP_BATCHES = 100
 _REFERENCE_SHARE = 0.3
 _PROXY_AVERAGE = 0.1
+_ENSEMBLE_ROUND_SHARE = 1 / 3
+"""Before an ensemble decides, as good as rounds over all of the pool (benchmarks/LOG.md)."""
 _FEWEST_REFERENCE_STEPS = 120
 """Fewer gave worse selections, and so did many more (benchmarks/LOG.md)."""
 _SCORE_TOKENS = 256
@@ -37,10 +39,12 @@ _STATIC = ("color", "rho1")
 class Schedule:
     """How the pool is drawn: `passes` times, each in `rounds_per_pass` rounds of blocks.
 
-    A round takes `blocks_per_round` blocks' worth of tokens; the last of a pass takes the rest.
+    A round takes `blocks_per_round` blocks' worth of tokens; the last of a whole pass takes the
+    rest.
 
     Attributes:
-        passes: times the whole pool is drawn for rounds; 0 for a method that scores once.
+        passes: times the pool is drawn for rounds; 0 for a method that scores once.
+        whole: whether the rounds of a pass draw all of the pool.
         rounds_per_pass: rounds in a pass.
         blocks_per_round: blocks in a round.
         block_tokens: tokens of a block.
@@ -52,6 +56,7 @@ class Schedule:
     """
 
     passes: int = 1
+    whole: bool = True
     rounds_per_pass: int = 1
     blocks_per_round: int = 1
     block_tokens: int = 65536
@@ -143,10 +148,12 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
     """
     blade = config.blade
     block_tokens = _block_tokens(config)
-    blocks = max(1, math.ceil(pool_tokens / block_tokens))
+    share = float(blade.round_share or 1)
+    blocks = max(1, math.ceil(share * pool_tokens / block_tokens))
     sync_every = int(blade.sync_every or 1)
     schedule = Schedule(
         passes=int(blade.passes or 1),
+        whole=share == 1,
         rounds_per_pass=max(1, round(blocks / sync_every)),
         blocks_per_round=sync_every,
         block_tokens=block_tokens,
@@ -154,13 +161,15 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
     )
     syncs = schedule.rounds + schedule.scoring if syncs is None else syncs
     trained = schedule.passes * blocks * int(config.train.batch_tokens or 0)
-    scored = (schedule.passes + schedule.scoring) * pool_tokens
+    scored = round((share * schedule.passes + schedule.scoring) * pool_tokens)
     if config.granularity == "token":  # a token's budget is its block's
         schedule = dataclasses.replace(schedule, scoring_block_tokens=block_tokens)
     passes = "pass" if schedule.passes == 1 else "passes"
+    over = "" if schedule.whole else f" over {share:.2g} of the pool"
+    rounds = "round" if schedule.rounds_per_pass == 1 else "rounds"
     line = (
-        f"warm-up {blade.warmup_tokens:,} tokens; {schedule.passes} {passes} x "
-        f"{schedule.rounds_per_pass} rounds; T = {blade.sync_every} proxy steps, "
+        f"warm-up {blade.warmup_tokens:,} tokens; {schedule.passes} {passes}{over} x "
+        f"{schedule.rounds_per_pass} {rounds}; T = {blade.sync_every} proxy steps, "
         f"K = {blade.reference_steps} reference steps; lambda {blade.lambda_:g} "
         f"({blade.lambda_schedule}), control {blade.control}, proxy trains on {blade.train_on}"
         + (f"; {blade.final} decides" if schedule.scoring else "")
@@ -272,6 +281,7 @@ def _resolve_blade(
         sync_every=sync_every,
         reference_learning_rate=blade.reference_learning_rate or config.train.learning_rate,
         passes=blade.passes or 1,
+        round_share=blade.round_share or (_ENSEMBLE_ROUND_SHARE if final == "ensemble" else 1.0),
         proxy_average=span if blade.proxy_average is None else blade.proxy_average,
         final=final,
         average=blade.average or ("last" if final == "ensemble" else "uniform"),

@@ -103,6 +103,8 @@ def configs(draw: st.DrawFn) -> Config:
         blade["average"] = "last"
         blade["final"] = "none"
         tree["score_tokens"] = None
+    if blade["final"] == "none":
+        blade["round_share"] = draw(st.sampled_from([None, 1.0]))
     return config_from_tree(tree)
 
 

@@ -106,7 +106,7 @@ def test_a_large_pool_gets_the_papers_schedule():
 
 
 def test_a_small_pool_gets_three_rounds_a_pass():
-    config = resolve(3_000_000)
+    config = resolve(3_000_000, blade=BladeConfig(round_share=1.0))
     schedule = plan_rounds(config, pool_tokens=3_000_000)
     assert schedule.rounds_per_pass == 3
     assert config.blade.warmup_tokens == 1_000_000
@@ -161,6 +161,7 @@ def test_what_the_user_set_is_kept():
         reference_steps=11,
         reference_learning_rate=0.5,
         passes=2,
+        round_share=0.5,
         proxy_average=0.25,
         average="linear",
         final="rescore",
@@ -186,25 +187,43 @@ def test_a_block_holds_what_one_step_trains_on():
         assert plan_rounds(config, pool_tokens=10**6).block_tokens == expected
 
 
+def test_rounds_before_an_ensemble_draw_a_third_of_a_pass():
+    config = resolve(3_000_000)
+    assert config.blade.round_share == pytest.approx(1 / 3)
+    schedule = plan_rounds(config, pool_tokens=3_000_000)
+    assert (schedule.rounds, schedule.whole) == (1, False)
+    assert schedule.round_tokens == pytest.approx(1_000_000, rel=0.02)
+    assert "1 pass over 0.33 of the pool x 1 round; T = " in schedule.description[0]
+    large = plan_rounds(resolve(10**9), pool_tokens=10**9)
+    assert large.rounds * large.round_tokens == pytest.approx(10**9 / 3, rel=0.01)
+    every = plan_rounds(resolve(10**9, blade=BladeConfig(final="rescore")), pool_tokens=10**9)
+    assert every.whole
+    assert "; 1 pass x " in every.description[0]
+
+
 @given(
     pool_tokens=st.integers(1, 50_000),
     keep=st.floats(0.001, 1),
     passes=st.integers(1, 3),
     sync_every=st.one_of(st.none(), st.integers(1, 50)),
+    share=st.one_of(st.none(), st.floats(0.01, 1)),
 )
-def test_every_plan_is_valid_and_its_rounds_cover_a_pass(pool_tokens, keep, passes, sync_every):
-    blade = BladeConfig(passes=passes, sync_every=sync_every)
+def test_every_plan_is_valid_and_its_rounds_cover_their_share_of_a_pass(
+    pool_tokens, keep, passes, sync_every, share
+):
+    blade = BladeConfig(passes=passes, sync_every=sync_every, round_share=share)
     config = resolve(pool_tokens, SMALL, keep=keep, blade=blade)
     schedule = plan_rounds(config, pool_tokens=pool_tokens)
     assert schedule.rounds == passes * schedule.rounds_per_pass >= passes
     assert min(schedule.blocks_per_round, schedule.block_tokens) >= 1
     assert config.blade.reference_steps >= 1
     assert 0 <= config.blade.warmup_tokens <= pool_tokens
-    blocks = math.ceil(pool_tokens / schedule.block_tokens)
+    share = config.blade.round_share
+    blocks = math.ceil(share * pool_tokens / schedule.block_tokens)
     assert (schedule.rounds_per_pass - 1) * schedule.blocks_per_round < blocks
     if sync_every is None:
         assert schedule.rounds_per_pass in (1, 2, 3)
-    assert schedule.expected_tokens >= passes * pool_tokens
+    assert schedule.expected_tokens >= int((passes * share + 1) * pool_tokens)
     assert f"keep {keep:g}" in describe_run(config, schedule, pool_tokens, 1)
 
 
