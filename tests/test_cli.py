@@ -151,7 +151,7 @@ def test_a_run_prints_what_it_did(tmp_path: Path) -> None:
         first,
     )
     assert second.startswith("model nano, ")
-    assert third.startswith("warm-up 0 tokens; 1 pass x ")
+    assert third.startswith("warm-up 0 tokens; 1 pass over 0.33 of the pool x ")
     places = result.stdout.partition(f"Written to {tmp_path / 'out'}:\n")[2].splitlines()
     written = [line.split()[0] for line in places]
     assert len(written) == 4

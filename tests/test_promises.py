@@ -22,7 +22,7 @@ ORDER = [
     "unexpected", "cli",
 ]  # fmt: skip
 """A room imports from those before it. `write` draws the card and the report from the log."""
-SHARED = {"config", "errors", "records", "files", "noise", "refusal", "stop"}
+SHARED = {"config", "errors", "records", "files", "noise", "refusal", "stop", "clock"}
 """Rooms that every other may import."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

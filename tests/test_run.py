@@ -124,7 +124,7 @@ def test_a_document_of_many_windows_is_scored_whole(blade: Run) -> None:
     rows = blade.sql(
         'SELECT tokens, proxy_loss, reference_loss FROM decision WHERE shard_id = 1 AND "row" = 11'
     )
-    assert [row[0] for row in rows] == [tokens] * 2
+    assert {row[0] for row in rows} == {tokens}
     assert all(math.isfinite(loss) for row in rows for loss in row[1:])
 
 

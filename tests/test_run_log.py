@@ -11,7 +11,10 @@ import pytest
 from run_helpers import ROWS, SHARDS, STRICT, Run, shared_run
 
 
-@pytest.mark.parametrize(("settings", "visits"), [({}, 2), ({"method": "random"}, 1), (STRICT, 3)])
+@pytest.mark.parametrize(
+    ("settings", "visits"),
+    [({"blade__round_share": 1.0}, 2), ({"method": "random"}, 1), (STRICT, 3)],
+)
 def test_a_decision_for_every_visit(
     settings: dict[str, Any], visits: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
