@@ -7,6 +7,7 @@ must agree. The roofline is the product's matrix products of one forward at the 
 dtype, timed alone. All are timed in turn in one process; ratios are medians over the repeats.
 
     python benchmarks/speed.py --pool POOL --model tiny
+    python benchmarks/speed.py --pool POOL --model small --parts scoring   # the rest takes 24 GB
 
 POOL is a folder of shards with a column text. Writes benchmarks/results/speed-MODEL-DEVICE.json.
 """
@@ -41,6 +42,7 @@ from curate.train.optimizer import Optimizer, Term
 
 RESULTS = Path(__file__).parent / "results"
 BATCH_DOCUMENTS = 16
+PARTS = ("scoring", "training")
 TOKENIZER_TEXTS = 3000
 
 
@@ -199,6 +201,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", choices=list(PRESETS))
     parser.add_argument("--score-tokens", type=int, default=200_000)
     parser.add_argument("--train-tokens", type=int, default=150_000)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -217,10 +220,11 @@ def main() -> None:
             compute=where,
         )  # fmt: skip
 
-    found = {
-        "scoring": score(options, documents, network(), product(compute), prefix),
-        "training": train(options, documents, network, lambda: product(compute), prefix),
-    }
+    found: dict[str, Any] = {}
+    if "scoring" in options.parts:
+        found["scoring"] = score(options, documents, network(), product(compute), prefix)
+    if "training" in options.parts:
+        found["training"] = train(options, documents, network, lambda: product(compute), prefix)
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
