@@ -30,7 +30,8 @@ def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dt
         targets: int64 [M], in [0, V).
         dtype: precision of the matrix products; the softmax is float32.
     """
-    if not torch.is_grad_enabled():
+    learns = hidden.requires_grad or weight.requires_grad
+    if not (learns and torch.is_grad_enabled()):
         return _losses(hidden.to(dtype), weight.to(dtype), targets, None)
     found: Tensor = _HeadLosses.apply(hidden, weight, targets, dtype)  # type: ignore[no-untyped-call]
     return found
