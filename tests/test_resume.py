@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,24 @@ def test_a_changed_setting_is_named(
         f"The output folder {out} holds a run that differs in {difference}."
     )
     assert caught.value.remedy == "Give another folder with --out, or remove this one."
+    assert snapshot(out) == before
+
+
+def test_a_run_goes_on_with_the_version_that_began_it_alone(tmp_path: Path, fault: Fault) -> None:
+    inputs, out = write_plain_pool(tmp_path), tmp_path / "out"
+    interrupted(inputs, out, fault)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "curate_version": "0.0.1"}))
+    before = snapshot(out)
+    with pytest.raises(OutputConflict) as caught:
+        run_tiny(inputs, out)
+    assert caught.value.problem == (
+        f"The run in {out} was begun by curate 0.0.1, and this is {version('curate')}, "
+        "which may decide otherwise."
+    )
+    assert caught.value.remedy == (
+        "Go on with the version that began it, or give another folder with --out."
+    )
     assert snapshot(out) == before
 
 

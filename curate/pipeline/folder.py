@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ class RunFolder:
         """Make sure that the folder is free, or holds this very run; write nothing.
 
         The same run is one of the same inputs and settings, or of the settings that it resolved
-        to: a run's own config.yaml goes on with it.
+        to: a run's own config.yaml goes on with it. An unfinished one goes on only with the version
+        that began it, since another's defaults, order or arithmetic would mix two runs in one.
 
         Raises:
             OutputConflict: it holds other files, or a run of other settings or inputs.
@@ -95,9 +97,17 @@ class RunFolder:
                     f"The output folder {self.path} is not empty and holds no curate run.",
                     "Give another folder with --out, or empty this one.",
                 )
-            self._manifest = {"format_version": FORMAT_VERSION, **wanted, "stages": {}, "files": {}}
+            begun = {"format_version": FORMAT_VERSION, "curate_version": version("curate")}
+            self._manifest = {**begun, **wanted, "stages": {}, "files": {}}
             return
         found = self._read_manifest()
+        began = found["curate_version"]
+        if "complete" not in found["stages"] and began != version("curate"):
+            raise OutputConflict(
+                f"The run in {self.path} was begun by curate {display_uri(began)}, "
+                f"and this is {version('curate')}, which may decide otherwise.",
+                "Go on with the version that began it, or give another folder with --out.",
+            )
         differences = _differences(found, wanted)
         resolved = found["stages"].get("config")
         if differences and resolved is not None:
@@ -250,6 +260,8 @@ def _add(totals: dict[str, float], seconds: Mapping[str, float]) -> None:
 def _is_manifest(found: Any) -> bool:
     """Whether it has the form of this version's manifests, whoever wrote it."""
     if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        return False
+    if not isinstance(found.get("curate_version"), str):
         return False
     inputs = [found.get("pool"), found.get("target")]
     mappings = [found.get(key) for key in ("config", "stages", "files")]

@@ -128,6 +128,7 @@ DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "a shard without uri": lambda tree: tree["pool"][0].pop("uri"),
     "config is a list": lambda tree: tree.update(config=[]),
     "partial is a list": lambda tree: tree.update(partial=[]),
+    "no version of curate": lambda tree: tree.pop("curate_version"),
     "another version": lambda tree: tree.update(format_version="../../x"),
 }
 
