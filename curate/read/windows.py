@@ -20,6 +20,10 @@ Int64 = npt.NDArray[np.int64]
 
 SAMPLE_PIECES = 4
 """Pieces in which a long document is sampled, so that its end counts as its beginning does."""
+_ROW_STEPS = 16
+"""Numbers of rows that occur in batches of one width."""
+_BATCH_COST = 256
+"""Padded cells whose computation takes about as long as starting another batch does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +140,15 @@ def make_batches(
     *,
     prefix_id: int,
     microbatch_tokens: int,
-    multiple: int = 64,
+    multiple: int = 32,
 ) -> list[Batch]:
     """Group windows of like length into padded batches of at most `microbatch_tokens` cells.
 
-    Rows are padded to a multiple of `multiple` inputs, and a batch that is not full to a quarter of
-    its rows, so that few distinct shapes occur: kernels are made, and their memory held, once a
-    shape. Which windows share a batch is a matter of speed only: no number depends on it beyond
-    rounding.
+    Rows are padded to a multiple of `multiple` inputs, and batches to a multiple of a sixteenth of
+    the rows that they could hold, so that few distinct shapes occur: kernels are made, and their
+    memory held, once a shape. Windows less than half as long as the longest of a batch go to the
+    next one, if that spares more cells than a batch costs. Which windows share a batch is a matter
+    of speed only: no number depends on it beyond rounding.
     """
     order = np.argsort(-windows.lengths, kind="stable")
     padded = np.minimum(-(-windows.lengths[order] // multiple) * multiple, windows.window)
@@ -152,12 +157,20 @@ def make_batches(
     while first < len(order):
         width = int(padded[first])
         rows = max(1, microbatch_tokens // width)
-        chosen = order[first : first + rows]
-        quarter = -(-rows // 4)
-        shape = (min(rows, -(-len(chosen) // quarter) * quarter), width)
+        chosen = order[first : first + _rows_of_like_length(padded[first : first + rows])]
+        step = max(1, rows // _ROW_STEPS)
+        shape = (min(rows, -(-len(chosen) // step) * step), width)
         batches.append(_fill(documents, windows, chosen, shape, prefix_id))
-        first += rows
+        first += len(chosen)
     return batches
+
+
+def _rows_of_like_length(widths: Int64) -> int:
+    """How many of the falling widths share a batch."""
+    longer = int(np.count_nonzero(2 * widths >= widths[0]))
+    short = widths[longer:]
+    spared = len(short) * int(widths[0] - short[0]) if len(short) else 0
+    return longer if spared > _BATCH_COST else len(widths)
 
 
 def _fill(

@@ -31,7 +31,7 @@ from curate.train.head import head_losses
 _HELD_LOGITS = 1 << 26
 """Logits whose errors are kept for the gradient; with more, they are made again. 128 MiB in
 bfloat16."""
-_HEAD_ROWS = 512
+_HEAD_MULTIPLE = 64
 """The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
 _KERNELS = ("_attn_implementation", "_experts_implementation")
@@ -244,11 +244,11 @@ class LanguageModel:
             return
         decoder, head = _parts(self.network)
         hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-        rows = max(_HEAD_ROWS, _HELD_LOGITS // head.weight.shape[0])
+        rows = max(_HEAD_MULTIPLE, _HELD_LOGITS // head.weight.shape[0])
         many = torch.is_grad_enabled() and len(targets) > rows
         pieces = zip(torch.split(counted, rows), torch.split(targets, rows), strict=True)
         for positions, target in pieces:
-            padding = (0, -len(positions) % _HEAD_ROWS)
+            padding = (0, -len(positions) % _HEAD_MULTIPLE)
             factors = hidden[nn.functional.pad(positions, padding)], head.weight
             padded = nn.functional.pad(target, padding)
             arguments = (*factors, padded, self.compute.dtype)

@@ -142,6 +142,24 @@ def test_batches_pack_like_lengths_and_waste_little():
     assert [batch.inputs.shape for batch in batches] == [(4, 32), (4, 32), (8, 4)]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "shapes"),
+    [
+        ([230] * 5, [(5, 256)]),
+        ([230] * 4 + [40, 20], [(4, 256), (4, 64)]),
+        ([230, 130], [(2, 256)]),
+        ([60, 20], [(4, 64)]),
+        ([20] * 33, [(40, 32)]),
+    ],
+    ids=["rows as they are", "short ones apart", "like lengths", "too little to spare", "narrow"],
+)
+def test_a_small_batch_is_padded_little(lengths, shapes):
+    documents = make_documents(lengths)
+    windows = rolling_windows(documents.lengths, 256, 32)
+    batches = make_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=4096)
+    assert [batch.inputs.shape for batch in batches] == shapes
+
+
 def test_no_documents_and_empty_documents_give_no_batches():
     for lengths in ([], [0], [0, 0]):
         documents = make_documents(lengths)

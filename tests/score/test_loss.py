@@ -172,7 +172,7 @@ def test_chunked_output_head_changes_nothing(monkeypatch):
     expected = document_losses(model, documents)
     for chunk_rows in (1, 7):
         monkeypatch.setattr(model_module, "_HELD_LOGITS", chunk_rows * VOCABULARY)
-        monkeypatch.setattr(model_module, "_HEAD_ROWS", chunk_rows)
+        monkeypatch.setattr(model_module, "_HEAD_MULTIPLE", chunk_rows)
         np.testing.assert_allclose(document_losses(model, documents), expected, rtol=1e-5)
 
 

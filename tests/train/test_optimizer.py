@@ -105,7 +105,7 @@ def test_long_batches_recompute_the_output_head_to_the_same_gradient(monkeypatch
     whole, chunked = make_model(), make_model()
     one = make_optimizer(whole).step([Term(DOCUMENTS)])
     monkeypatch.setattr(model_module, "_HELD_LOGITS", 5 * VOCABULARY)
-    monkeypatch.setattr(model_module, "_HEAD_ROWS", 5)
+    monkeypatch.setattr(model_module, "_HEAD_MULTIPLE", 5)
     assert DOCUMENTS.num_tokens > 10
     other = make_optimizer(chunked).step([Term(DOCUMENTS)])
     assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
