@@ -1,0 +1,256 @@
+"""How well does a GPU do its work: model FLOPs utilization, and idle time of a whole run.
+
+Needs nothing but a CUDA device and curate: documents are random tokens, and the pool of the run is
+the text of the Python installation at hand. Without a CUDA device it says so, and measures nothing.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --shapes toy --device cpu      # a rehearsal, which writes no result
+
+Scoring is what a selection does: two models over the same documents. Training is optimizer steps on
+such documents. Both go through the product's own functions with document isolation: every document
+is a row or several, and none sees another. Utilization counts the FLOPs of real tokens alone: two
+for each weight of a matrix product and token, and the causal half of attention; three times as
+many in training. Padding, overlaps and whatever is computed twice count as nothing. The peak is the
+data sheet's, dense bfloat16; of a device that is not listed, the best of large products.
+
+The idle share of a run is that in which no kernel ran, as nvidia-smi samples it.
+
+Writes benchmarks/results/gpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import curate
+from curate.config.schema import ComputeConfig, TrainConfig
+from curate.read.documents import Documents, offsets_from_lengths
+from curate.score.loss import document_losses
+from curate.train.compute import resolve_compute
+from curate.train.model import LanguageModel, ModelShape, build_network
+from curate.train.optimizer import Optimizer, Term
+
+RESULTS = Path(__file__).parent / "results"
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+"""Dense bfloat16 FLOP/s by a part of the device's name (data sheets, SXM)."""
+SHAPES: dict[str, dict[str, int]] = {
+    "125M": {"hidden": 768, "layers": 12, "heads": 12, "intermediate": 2048},
+    "350M": {"hidden": 1024, "layers": 24, "heads": 16, "intermediate": 2736},
+    "1.1B": {"hidden": 2048, "layers": 22, "heads": 32, "intermediate": 5632},
+    "toy": {"hidden": 64, "layers": 2, "heads": 2, "intermediate": 128},
+}
+WINDOW = {"toy": 128}
+DEFAULT_WINDOW, VOCABULARY = 2048, 32_000
+BARS = {"scoring": 0.45, "training": 0.40}
+
+
+def random_documents(tokens: int, window: int) -> Documents:
+    """Documents of random tokens, from a few to four windows long, half of them under a third."""
+    draw = np.random.default_rng(0)
+    drawn = np.clip(draw.lognormal(np.log(window / 3), 1.0, size=tokens), 8, 4 * window)
+    enough = int(np.searchsorted(np.cumsum(drawn), tokens)) + 1
+    lengths = drawn[:enough].astype(np.int64)
+    offsets = offsets_from_lengths(lengths)
+    ids = draw.integers(1, VOCABULARY, size=offsets[-1])
+    return Documents(np.arange(len(lengths)), lengths, offsets, ids)
+
+
+def forward_flops(shape: dict[str, int], documents: Documents, window: int) -> float:
+    """FLOPs of one forward pass over every token once, without overlaps and padding."""
+    hidden, wide = shape["hidden"], shape["intermediate"]
+    weights = shape["layers"] * (4 * hidden * hidden + 3 * hidden * wide) + VOCABULARY * hidden
+    full, rest = np.divmod(documents.lengths, window)
+    pairs = (full * window * (window + 1) + rest * (rest + 1)).sum() / 2
+    return 2.0 * weights * documents.num_tokens + 4.0 * shape["layers"] * hidden * float(pairs)
+
+
+def peak_flops(device: torch.device) -> tuple[float, str]:
+    """FLOP/s of bfloat16 products, and where the figure is from."""
+    if device.type == "cuda":
+        for part, peak in PEAK.items():
+            if part in torch.cuda.get_device_name(device):
+                return peak, "data sheet"
+    size = 8192 if device.type == "cuda" else 512
+    factor = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    taken = min(timed(lambda: factor @ factor, device) for _ in range(10))
+    return 2.0 * size**3 / taken, "measured"
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that some work takes, on the device too."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def utilization(
+    name: str, options: argparse.Namespace, peak: float
+) -> dict[str, dict[str, float | list[float]]]:
+    """Utilization in scoring with two models and in training, at one shape."""
+    compute = resolve_compute(
+        ComputeConfig(
+            device=options.device, dtype="bfloat16", microbatch_tokens=options.microbatch_tokens
+        )
+    )
+    window, shape = WINDOW.get(name, DEFAULT_WINDOW), SHAPES[name]
+    made = ModelShape(
+        window=window, longest_window=window, vocabulary_size=VOCABULARY,
+        batch_tokens=options.batch_tokens, learning_rate=1e-4, llama=shape,
+    )  # fmt: skip
+    proxy = LanguageModel(
+        build_network(made, VOCABULARY, 0, seed=0), window=window, overlap=window // 8,
+        prefix_id=0, compute=compute,
+    )  # fmt: skip
+    scored = random_documents(options.score_tokens, window)
+    pair = proxy.frozen_copy(), proxy.frozen_copy()
+
+    def score() -> None:
+        for model in pair:
+            document_losses(model, scored)
+
+    scoring = repeat(score, options.repeats, compute.device)
+    step = random_documents(options.batch_tokens, window)
+    optimizer = Optimizer(proxy, "proxy", TrainConfig(), lambda _: 1e-4)
+    training = repeat(lambda: optimizer.step([Term(step)]), options.repeats * 3, compute.device)
+    flops = {
+        "scoring": 2 * forward_flops(shape, scored, window),
+        "training": 3 * forward_flops(shape, step, window),
+    }
+    tokens = {"scoring": 2 * scored.num_tokens, "training": step.num_tokens}
+    return {
+        kind: {
+            "utilization": round(flops[kind] / statistics.median(seconds) / peak, 4),
+            "each": [round(flops[kind] / one / peak, 4) for one in seconds],
+            "tokens_per_second": round(tokens[kind] / statistics.median(seconds)),
+            "bar": BARS[kind],
+        }
+        for kind, seconds in (("scoring", scoring), ("training", training))
+    }
+
+
+def repeat(work: Callable[[], Any], times: int, device: torch.device) -> list[float]:
+    """Seconds of each repeat, after two that do not count."""
+    return [timed(work, device) for _ in range(times + 2)][2:]
+
+
+def installed_text(place: Path, megabytes: float) -> None:
+    """A pool and a target made of the Python installation's source files."""
+    found, size = [], 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        found += [text[first : first + 4000] for first in range(0, len(text), 4000)]
+        size += len(text)
+        if size > megabytes * 1e6:
+            break
+    (place / "pool").mkdir()
+    pq.write_table(pa.table({"text": found}), place / "pool" / "0.parquet", row_group_size=1000)
+    target = [text for text in found if "unittest" in text][:500] or found[:100]
+    pq.write_table(pa.table({"text": target}), place / "target.parquet")
+
+
+@contextmanager
+def busy_samples() -> Iterator[list[float]]:
+    """Percent of the time in which a kernel ran, sampled beside the work by nvidia-smi."""
+    found: list[float] = []
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    with tempfile.TemporaryFile("w+") as file:
+        process = subprocess.Popen([*query, "-i", "0", "-lms", "200"], stdout=file)
+        try:
+            yield found
+        finally:
+            process.terminate()
+            process.wait()
+            file.seek(0)
+            found += [float(line) for line in file if line.strip().isdigit()]
+
+
+def idle_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
+    """The device's idle share in a `curate run`, and where the run says its time went."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        installed_text(place, options.megabytes)
+        settings = {
+            "pool": str(place / "pool"), "target": str(place / "target.parquet"),
+            "out": str(place / "out"), "model.name": options.model,
+            "compute.device": options.device,
+            "compute.microbatch_tokens": options.microbatch_tokens,
+        }  # fmt: skip
+        config = curate.load_config(flags=settings)
+        if options.device == "cpu":
+            done, samples = curate.run(config, io.StringIO()), [0.0]
+        else:
+            with busy_samples() as samples:
+                done = curate.run(config, io.StringIO())
+    total = sum(done.activity_seconds.values())
+    return {
+        "model": options.model,
+        "megabytes": options.megabytes,
+        "idle": round(1 - statistics.fmean(samples) / 100, 4),
+        "samples": len(samples),
+        "seconds": round(total, 1),
+        "share_of_time": {k: round(v / total, 4) for k, v in done.activity_seconds.items()},
+        "bar": 0.05,
+    }
+
+
+def main() -> None:
+    """Measure what the device can, and write it down."""
+    parser = argparse.ArgumentParser(description="Utilization of a GPU.")
+    parser.add_argument("--shapes", nargs="*", default=["125M", "350M", "1.1B"], choices=SHAPES)
+    parser.add_argument("--score-tokens", type=int, default=500_000)
+    parser.add_argument("--batch-tokens", type=int, default=131_072)
+    parser.add_argument("--microbatch-tokens", type=int, default=16_384)
+    parser.add_argument("--model", default="base", help="preset of the run")
+    parser.add_argument("--megabytes", type=float, default=30, help="text of the run's pool")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    if options.device != "cpu" and not torch.cuda.is_available():
+        print("There is no CUDA device: nothing was measured.")
+        sys.exit(0)
+    device = torch.device(options.device)
+    peak, source = peak_flops(device)
+    found = {name: utilization(name, options, peak) for name in options.shapes}
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "peak_flops": peak,
+        "peak_from": source,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("curate", "torch", "transformers")},
+        "microbatch_tokens": options.microbatch_tokens,
+        "batch_tokens": options.batch_tokens,
+        "repeats": options.repeats,
+        "shapes": found,
+        "run": idle_of_a_run(options),
+    }
+    print(json.dumps(result, indent=1))
+    if device.type == "cuda":
+        (RESULTS / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
