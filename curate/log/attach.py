@@ -17,8 +17,7 @@ import duckdb
 
 from curate.errors import InvalidInput
 from curate.log.cells import visible
-from curate.log.load import MEMORY_LIMIT
-from curate.log.query import LOCKED, cannot_open, fetch_rows, log_file
+from curate.log.query import LOCKED, QUERY_MEMORY, cannot_open, fetch_rows, log_file
 from curate.log.schema import DOCUMENT, literal
 from curate.refusal import writing
 
@@ -70,7 +69,7 @@ def attach(outs: Sequence[Path]) -> Iterator[tuple[duckdb.DuckDBPyConnection, li
 def _settings(spill: str) -> dict[str, str | bool | int | float | list[str]]:
     return {
         "temp_directory": spill,
-        "memory_limit": MEMORY_LIMIT,
+        "memory_limit": QUERY_MEMORY,
         "preserve_insertion_order": "false",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",

@@ -14,7 +14,7 @@ import duckdb
 
 from curate.files import atomic_path
 from curate.log import schema
-from curate.log.load import MEMORY_LIMIT, remove_siblings
+from curate.log.load import BUILD_MEMORY, remove_siblings
 from curate.log.query import LOCKED
 
 
@@ -30,7 +30,7 @@ def write_evaluation(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     with atomic_path(path) as temporary:
         remove_siblings(temporary)
         shutil.copyfile(path, temporary)
-        config = {**LOCKED, "memory_limit": MEMORY_LIMIT}
+        config = {**LOCKED, "memory_limit": BUILD_MEMORY}
         with duckdb.connect(str(temporary.absolute()), config=config) as connection:
             connection.execute(f"DROP TABLE IF EXISTS {schema.EVALUATION.name}")
             for statement in schema.create_table(schema.EVALUATION):

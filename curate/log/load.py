@@ -25,8 +25,8 @@ from curate.files import atomic_path
 from curate.log import schema, views
 from curate.log.plain import json_text
 
-MEMORY_LIMIT = "2GB"
-"""What DuckDB may hold in memory while it builds the log; the rest goes to disk."""
+BUILD_MEMORY = "512MB"
+"""What DuckDB may hold in memory while it writes to a log; the rest goes to disk."""
 
 STORAGE_VERSION = "v1.2.0"
 """The oldest DuckDB whose shell must be able to open a log."""
@@ -92,7 +92,7 @@ def _new_database(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     spill = path.with_name(f"{path.name}.spill")
     connection = duckdb.connect(
         config={
-            "memory_limit": MEMORY_LIMIT,
+            "memory_limit": BUILD_MEMORY,
             "temp_directory": str(spill.absolute()),
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",

@@ -26,7 +26,6 @@ import pyarrow as pa
 
 from curate.errors import InvalidInput
 from curate.files import check_contained
-from curate.log.load import MEMORY_LIMIT
 from curate.log.schema import DOCUMENT, quote
 from curate.records import make_document_id, split_document_id
 
@@ -44,6 +43,8 @@ _LARGEST_ID = 2**63 - 1
 _SQL_REMEDY = "Run DESCRIBE or SHOW TABLES to see what the log holds."
 _LOG_REMEDY = "Give the output folder of a finished curate run."
 _ID_REMEDY = "Give a document_id from the document table, or SHARD:ROW."
+QUERY_MEMORY = "2GB"
+"""What a query may hold in memory; the rest goes to disk."""
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -59,7 +60,7 @@ def connect(out: Path) -> duckdb.DuckDBPyConnection:
     """Open the log of the run in `out` for reading that log only."""
     path = log_file(out).absolute()
     name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    spill = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(Path(_spill_folder().name) / name)}
+    spill = {"memory_limit": QUERY_MEMORY, "temp_directory": str(Path(_spill_folder().name) / name)}
     try:
         return duckdb.connect(str(path), read_only=True, config={**LOCKED, **spill})
     except duckdb.Error as error:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import duckdb
 
+_MEMORY = "512MB"
+"""What is held in memory; the models of the run are there too."""
+
 
 @contextlib.contextmanager
 def spilling(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -21,6 +24,7 @@ def spilling(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     try:
         with duckdb.connect() as database:
             database.execute("SET temp_directory = ?", [str(place)])
+            database.execute(f"SET memory_limit = '{_MEMORY}'")
             yield database
     finally:
         shutil.rmtree(place, ignore_errors=True)

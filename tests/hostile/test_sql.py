@@ -220,7 +220,7 @@ def test_files_beside_the_log_are_not_read(blade: Run, tmp_path: Path) -> None:
 def test_a_large_sort_spills_out_of_sight_and_is_cleared(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("curate.log.query.MEMORY_LIMIT", "30MB")
+    monkeypatch.setattr("curate.log.query.QUERY_MEMORY", "30MB")
     sql = "SELECT max(i) FROM (SELECT i, hash(i) AS h FROM range(2000000) r(i) ORDER BY h OFFSET 1)"
     copy = Path(shutil.copytree(out, tmp_path / "out"))
     with nothing_changes(copy):
@@ -229,7 +229,7 @@ def test_a_large_sort_spills_out_of_sight_and_is_cleared(
 
 
 def test_memory_is_bounded(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curate.log.query.MEMORY_LIMIT", "30MB")
+    monkeypatch.setattr("curate.log.query.QUERY_MEMORY", "30MB")
     with pytest.raises(InvalidInput, match="Out of Memory"):
         run_sql(out, "SELECT list(repeat('a', 1000000)) FROM range(1000)").read_all()
 

@@ -258,7 +258,7 @@ def test_the_connection_reaches_the_logs_and_nothing_else(pair, tmp_path, attack
 
 def test_spilling_leaves_nothing_behind(pair, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("curate.log.attach.MEMORY_LIMIT", "50MB")
+    monkeypatch.setattr("curate.log.attach.QUERY_MEMORY", "50MB")
     with attach(pair) as (connection, _):
         query = "CREATE TEMP TABLE spilled AS SELECT uuid() AS value FROM range(4000000)"
         connection.execute(query)
