@@ -22,12 +22,10 @@ import argparse
 import dataclasses
 import io
 import json
-import platform
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +42,7 @@ from effectiveness_plan import (
     Plan,
     cells_of,
 )
+from machine import describe_machine
 
 import curate
 from curate.config.schema import ComputeConfig, TrainConfig
@@ -253,20 +252,8 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
             "shares": shares(out),
         }
     shutil.rmtree(out)
-    return record | {"machine": describe_machine(bench.device, bench.threads)}
-
-
-def describe_machine(device: str, threads: int) -> dict[str, Any]:
-    """What the figures were made on and with."""
-    names = ("curate", "torch", "transformers", "pyarrow")
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": device,
-        "threads": threads,
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
+    machine = describe_machine("torch", "transformers", "pyarrow")
+    return record | {"machine": {**machine, "device": bench.device, "threads": bench.threads}}
 
 
 def main() -> None:

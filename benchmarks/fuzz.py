@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
@@ -77,10 +77,7 @@ def run_target(name: str, work: Path, inputs: int, seed: int) -> dict[str, Any]:
     tried = json.loads(counts.read_text()) if counts.exists() else {"inputs": 0, "accepted": 0}
     done = _DONE.findall((work / "fuzzer.txt").read_text(errors="replace"))
     row = {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": sys.version.split()[0],
-        **{name: version(name) for name in ("curate", "pyarrow", "PyYAML", "atheris")},
-        "cores": os.cpu_count(),
+        **describe_machine("pyarrow", "PyYAML", "atheris"),
         "seed": seed,
         **tried,
         "findings": int(code != 0),

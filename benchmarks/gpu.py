@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from machine import describe_machine
 
 import curate
 from curate.config.schema import ComputeConfig, TrainConfig
@@ -235,12 +234,10 @@ def main() -> None:
     peak, source = peak_flops(device)
     found = {name: utilization(name, options, peak) for name in options.shapes}
     result = {
-        "date": time.strftime("%Y-%m-%d"),
+        **describe_machine("torch", "transformers"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "peak_flops": peak,
         "peak_from": source,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("curate", "torch", "transformers")},
         "microbatch_tokens": options.microbatch_tokens,
         "batch_tokens": options.batch_tokens,
         "repeats": options.repeats,

@@ -16,17 +16,16 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from machine import describe_machine
 from text_pool import write_pool
 
 from curate.log.query import summary
@@ -81,11 +80,7 @@ def main() -> None:
             print(size, row, flush=True)
     first = {key: median(rows[options.sizes[0]], key) for key in MEASURES}
     result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("curate", "torch", "pyarrow", "duckdb")},
+        **describe_machine("torch", "pyarrow", "duckdb"),
         "model": options.model,
         "settings": options.settings,
         "megabytes": options.megabytes,

@@ -20,18 +20,17 @@ from __future__ import annotations
 import argparse
 import collections
 import json
-import os
 import random
 import re
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from kill_helpers import fork_server, kill_until_done, timed_run
+from machine import describe_machine
 from run_helpers import Run, assert_same_outcome, listing, write_pool
 
 RESULT = Path(__file__).parent / "results" / "kills.json"
@@ -94,7 +93,7 @@ def main() -> None:
                 tally = collections.Counter(_kind(one) for one in where)
                 row[what] = dict(collections.Counter(row.get(what, {})) + tally)
             print(f"{names[number]}: {row['kills']} kills, {row['runs']} runs", flush=True)
-    result = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "kinds": found}
+    result = {**describe_machine("torch", "pyarrow"), "kinds": found}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 

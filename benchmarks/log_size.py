@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from machine import describe_machine
 
 from curate.log.load import build_log
 from curate.log.query import summary, why
@@ -168,11 +166,7 @@ def main() -> None:
         found["summary_command_seconds"] = seconds(command("log", place), times)
         found["why_command_seconds"] = seconds(command("log", place, "--why", number), times)
     result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("curate", "duckdb", "pyarrow")},
+        **describe_machine("duckdb", "pyarrow"),
         "repeats": options.repeats,
         **found,
     }

@@ -24,8 +24,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from effectiveness import RESULTS, cut_shard, describe_machine
+from effectiveness import RESULTS, cut_shard
 from effectiveness_plan import CUT_CHARACTERS
+from machine import describe_machine
 
 import curate
 from curate.noise import make_key, shuffled_order
@@ -81,7 +82,7 @@ def run_case(case: int, shards: list[Path], work: Path, threads: int) -> dict[st
         "case": case,
         "verdict": evaluation.report["verdict"]["words"],
         "curated_less_random": difference,
-        "machine": describe_machine("cpu", threads),
+        "machine": {**describe_machine("torch", "transformers", "pyarrow"), "threads": threads},
     }
 
 

@@ -17,16 +17,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import platform
 import shutil
 import statistics
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe_machine
 from text_pool import write_pool
 
 import curate
@@ -109,12 +108,9 @@ def main() -> None:
             print(number, {name: round(one["seconds"], 1) for name, one in row.items()}, flush=True)
         found = {name: figures(name, rows, folder / name) for name in options.runs}
     result = {
-        "date": time.strftime("%Y-%m-%d"),
+        **describe_machine("torch", "transformers"),
         "device": options.device,
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("curate", "torch", "transformers")},
         "model": options.model,
         "keep": options.keep,
         "pool_tokens": tokens,

@@ -27,13 +27,13 @@ import sys
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from kill_helpers import fork_server, kill_until_done, timed_run
+from machine import describe_machine
 from run_helpers import Run, assert_same_outcome, curate, listing, run_arguments, write_pool
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
@@ -134,11 +134,8 @@ def main() -> None:
         for name in rows[0]
         if name != "minutes"
     }
-    packages = ("curate", "torch", "pyarrow", "duckdb", "transformers")
     result = {
-        "date": time.strftime("%Y-%m-%d"),
-        **{name: version(name) for name in packages},
-        "cores": os.cpu_count(),
+        **describe_machine("torch", "pyarrow", "duckdb", "transformers"),
         "minutes": options.minutes,
         "cycles": len(rows),
         "runs": 2 * len(rows) + kills,

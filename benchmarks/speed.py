@@ -17,17 +17,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from machine import describe_machine
 from torch import Tensor, nn
 
 from curate.config.schema import ComputeConfig, TrainConfig
@@ -226,12 +225,9 @@ def main() -> None:
     if "training" in options.parts:
         found["training"] = train(options, documents, network, lambda: product(compute), prefix)
     result = {
-        "date": time.strftime("%Y-%m-%d"),
+        **describe_machine("torch", "transformers"),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("curate", "torch", "transformers")},
         "model": options.model,
         "dtype": str(compute.dtype).removeprefix("torch."),
         "repeats": options.repeats,
