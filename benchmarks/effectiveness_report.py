@@ -175,11 +175,28 @@ def shares_table(results: Results) -> str:
                 variant,
                 _ratio(found, related),
                 _ratio(found, NOISE),
+                f"{max((_times(one, NOISE) for one in found), default=float('nan')):.2f}x",
                 " ".join(f"{share:.2f}" for share in by_round),
             ]
         )
     names = ("target", "keep", "selection", "related, kept (times the pool)")
-    return table([*names, "noise, kept (times the pool)", "related by round"], rows)
+    return table([*names, "noise, kept (times the pool)", "worst seed", "related by round"], rows)
+
+
+def rounds_text(results: Results) -> str:
+    """How far the share of related text falls from the best round of a run to its worst."""
+    lowest: dict[str, tuple[float, str]] = {}
+    for variant, target, keep in results.scores():
+        for one in results.shares(variant, target, keep):
+            rounds = [share_of(s, RELATED[target]) for name, s in one.items() if "round" in name]
+            if len(rounds) > 1:
+                fall = (min(rounds) / max(rounds), f"{target}, {keep:g}")
+                lowest[variant] = min(fall, lowest.get(variant, fall))
+    found = (f"{name} {fall:.2f} ({where})" for name, (fall, where) in sorted(lowest.items()))
+    return (
+        "Share of related text in the worst round of a run over that in its best, the last scoring "
+        f"included, in the run where it is lowest: {'; '.join(found)}.\n"
+    )
 
 
 def sources_table(results: Results, variant: str, keep: float) -> str:
@@ -208,6 +225,11 @@ def _ratio(found: list[dict[str, Any]], prefixes: tuple[str, ...]) -> str:
     return f"{kept:.3f} ({kept / pool:.2f}x)" if pool else "-"
 
 
+def _times(shares: dict[str, Any], prefixes: tuple[str, ...]) -> float:
+    pool = share_of(shares["pool"], prefixes)
+    return share_of(shares["kept"], prefixes) / pool if pool else float("nan")
+
+
 def _interval(value: Interval) -> str:
     if value.low is None or value.high is None:
         return f"{value.mean:.4f}"
@@ -228,6 +250,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "Mean rank": rank_table,
     "The default against the others": against_table,
     "What was kept": shares_table,
+    "By round": rounds_text,
 }
 
 
