@@ -4,9 +4,10 @@ Runs of the command line over pools of 1, 2, 4 and 8 times a size, each in a pro
 reports its peak resident memory; sizes alternate, and medians over the repeats are compared with
 the smallest pool's. Pools larger than the one given repeat its documents.
 
-    python benchmarks/growth.py --pool POOL --target TARGET --megabytes 4 --sizes 1 2 4 8
-    python benchmarks/growth.py --pool POOL --target TARGET --megabytes 100 --sizes 1 10 --name mem
+    python benchmarks/growth.py --pool POOL --target TARGET --work WORK --megabytes 4
+    python benchmarks/growth.py --pool POOL --target TARGET --work WORK --name memory --sizes 1 10
 
+Finished runs are lines of WORK/NAME.jsonl and are not made again, so the benchmark runs in pieces.
 Writes benchmarks/results/growth-NAME.json.
 """
 
@@ -20,7 +21,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run pools of growing size.")
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--megabytes", type=float, default=4, help="of the smallest pool")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1, 2, 4, 8])
     parser.add_argument("--model", default="tiny")
@@ -69,15 +70,24 @@ def main() -> None:
     options = parser.parse_args()
     arguments = ["--target", str(options.target), "--model", options.model]
     arguments += itertools.chain.from_iterable(("--set", one) for one in options.settings)
-    rows: dict[int, list[dict[str, Any]]] = {size: [] for size in options.sizes}
-    with tempfile.TemporaryDirectory() as place:
-        for size in options.sizes:
-            pool = Path(place) / f"pool-{size}"
-            write_pool(options.pool, pool, size * options.megabytes * 1e6)
-        for _, size in itertools.product(range(options.repeats), options.sizes):
-            row = run(Path(place) / f"pool-{size}", Path(place) / "out", arguments)
-            rows[size].append(row)
-            print(size, row, flush=True)
+    for size in options.sizes:
+        pool = options.work / f"pool-{size * options.megabytes:g}"
+        if not pool.exists():
+            begun = pool.with_suffix(".tmp")
+            shutil.rmtree(begun, ignore_errors=True)
+            write_pool(options.pool, begun, size * options.megabytes * 1e6)
+            begun.rename(pool)
+    done = options.work / f"{options.name}.jsonl"
+    rows = read_rows(done, options.sizes)
+    for number, size in itertools.product(range(options.repeats), options.sizes):
+        if number < len(rows[size]):
+            continue
+        pool = options.work / f"pool-{size * options.megabytes:g}"
+        row = run(pool, options.work / "out", arguments)
+        rows[size].append(row)
+        with done.open("a") as file:
+            file.write(json.dumps({"size": size, **row}) + "\n")
+        print(size, row, flush=True)
     first = {key: median(rows[options.sizes[0]], key) for key in MEASURES}
     result = {
         **describe_machine("torch", "pyarrow", "duckdb"),
@@ -99,6 +109,13 @@ def main() -> None:
     path = RESULTS / f"growth-{options.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+
+
+def read_rows(path: Path, sizes: list[int]) -> dict[int, list[dict[str, Any]]]:
+    """The finished runs by size."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    every = [json.loads(line) for line in lines]
+    return {size: [row for row in every if row["size"] == size] for size in sizes}
 
 
 MEASURES = ("microseconds_per_token", "peak_bytes")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 def write_pool(source: Path, place: Path, size: float) -> None:
     """The first documents of a pool, up to `size` bytes of text; again where there are too few."""
-    place.mkdir()
+    place.mkdir(parents=True)
     left = size
     for number, shard in enumerate(itertools.cycle(sorted(source.glob("*.parquet")))):
         table = pq.read_table(shard, columns=["text"])
