@@ -20,7 +20,7 @@ Int64 = npt.NDArray[np.int64]
 
 SAMPLE_PIECES = 4
 """Pieces in which a long document is sampled, so that its end counts as its beginning does."""
-_ROW_STEPS = 16
+_ROW_STEPS = 8
 """Numbers of rows that occur in batches of one width."""
 _BATCH_COST = 256
 """Padded cells whose computation takes about as long as starting another batch does."""
@@ -140,13 +140,13 @@ def make_batches(
     *,
     prefix_id: int,
     microbatch_tokens: int,
-    multiple: int = 32,
+    multiple: int = 64,
 ) -> list[Batch]:
     """Group windows of like length into padded batches of at most `microbatch_tokens` cells.
 
-    Rows are padded to a multiple of `multiple` inputs, and batches to a multiple of a sixteenth of
-    the rows that they could hold, so that few distinct shapes occur: kernels are made, and their
-    memory held, once a shape. Windows less than half as long as the longest of a batch go to the
+    Rows are padded to a multiple of `multiple` inputs, and batches to a multiple of an eighth of
+    the rows that they could hold, so that few distinct shapes occur: kernels are made, and a
+    megabyte or so held for each, once a shape. Windows less than half as long as the longest of a batch go to the
     next one, if that spares more cells than a batch costs. Which windows share a batch is a matter
     of speed only: no number depends on it beyond rounding.
     """

@@ -31,7 +31,7 @@ from curate.train.head import head_losses
 _HELD_LOGITS = 1 << 26
 """Logits whose errors are kept for the gradient; with more, they are made again. 128 MiB in
 bfloat16."""
-_HEAD_MULTIPLE = 64
+_HEAD_MULTIPLE = 128
 """The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
 _KERNELS = ("_attn_implementation", "_experts_implementation")

@@ -145,13 +145,13 @@ def test_batches_pack_like_lengths_and_waste_little():
 @pytest.mark.parametrize(
     ("lengths", "shapes"),
     [
-        ([230] * 5, [(5, 256)]),
-        ([230] * 4 + [40, 20], [(4, 256), (4, 64)]),
+        ([230] * 5, [(6, 256)]),
+        ([230] * 4 + [40, 20], [(4, 256), (8, 64)]),
         ([230, 130], [(2, 256)]),
-        ([60, 20], [(4, 64)]),
-        ([20] * 33, [(40, 32)]),
+        ([60, 20], [(8, 64)]),
+        ([20] * 33, [(40, 64)]),
     ],
-    ids=["rows as they are", "short ones apart", "like lengths", "too little to spare", "narrow"],
+    ids=["few rows", "short ones apart", "like lengths", "too little to spare", "narrow"],
 )
 def test_a_small_batch_is_padded_little(lengths, shapes):
     documents = make_documents(lengths)
