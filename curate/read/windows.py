@@ -146,9 +146,9 @@ def make_batches(
 
     Rows are padded to a multiple of `multiple` inputs, and batches to a multiple of an eighth of
     the rows that they could hold, so that few distinct shapes occur: kernels are made, and a
-    megabyte or so held for each, once a shape. Windows less than half as long as the longest of a batch go to the
-    next one, if that spares more cells than a batch costs. Which windows share a batch is a matter
-    of speed only: no number depends on it beyond rounding.
+    megabyte or so held for each, once a shape. Windows less than half as long as the longest of a
+    batch go to the next one, if that spares more cells than a batch costs. Which windows share a
+    batch is a matter of speed only: no number depends on it beyond rounding.
     """
     order = np.argsort(-windows.lengths, kind="stable")
     padded = np.minimum(-(-windows.lengths[order] // multiple) * multiple, windows.window)
