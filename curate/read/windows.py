@@ -21,7 +21,7 @@ Int64 = npt.NDArray[np.int64]
 SAMPLE_PIECES = 4
 """Pieces in which a long document is sampled, so that its end counts as its beginning does."""
 _ROW_STEPS = 8
-"""Numbers of rows that occur in batches of one width."""
+"""Numbers of rows that occur, at most, in batches of one width."""
 _BATCH_COST = 256
 """Padded cells whose computation takes about as long as starting another batch does."""
 
@@ -158,7 +158,7 @@ def make_batches(
         width = int(padded[first])
         rows = max(1, microbatch_tokens // width)
         chosen = order[first : first + _rows_of_like_length(padded[first : first + rows])]
-        step = max(1, rows // _ROW_STEPS)
+        step = -(-rows // _ROW_STEPS)
         shape = (min(rows, -(-len(chosen) // step) * step), width)
         batches.append(_fill(documents, windows, chosen, shape, prefix_id))
         first += len(chosen)
