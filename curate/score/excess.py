@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from curate.read.documents import Documents
+
 Float64 = npt.NDArray[np.float64]
 
 
@@ -24,3 +26,13 @@ def penalized_score(excess: Float64, lambda_: float) -> Float64:
     taken as 1 there. Within one round the factor changes no order.
     """
     return excess * (lambda_ if lambda_ > 0 else 1.0)
+
+
+def per_byte(excess: Float64, documents: Documents) -> Float64:
+    """Excess loss in nats per byte of text, [N], from nats per token.
+
+    Away from the target a reference loses what the proxy had learned, so least on what cannot be
+    learned (minified code, tables of numbers). Such text has short tokens, and counted in bytes it
+    loses as much as prose, or more (benchmarks/LOG.md).
+    """
+    return excess * documents.lengths / np.maximum(documents.bytes, 1)

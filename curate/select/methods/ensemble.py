@@ -5,8 +5,8 @@ what it picks, the last after; a document that both prefer is a safer choice tha
 either. Each lets in noise of its own, the last more, so the first counts twice
 (benchmarks/LOG.md). The classifier knows words alone, and what it mistakes for the target no pair
 does, nor the other way round. So it only takes away, from what does not read like the target, and
-lifts nothing that the pairs do not want. Excess losses and log-odds are divided by their
-spread over a sample of the pool, so that none outvotes another by having moved further.
+lifts nothing that the pairs do not want. Excess losses, per byte of text, and log-odds are divided
+by their spread over a sample of the pool, so that none outvotes another by having moved further.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from curate.read.documents import Documents
-from curate.score.excess import excess_loss
+from curate.score.excess import excess_loss, per_byte
 from curate.score.loss import Float64, document_losses, tokens_read
 from curate.select.methods.base import Context, Scores, check_finite
 from curate.select.methods.classifier import TargetOdds
@@ -37,7 +37,7 @@ class ScoringPair:
     Attributes:
         control: what the reference is compared with.
         reference: w.
-        spread: standard deviation of the documents' excess loss, nats per token.
+        spread: standard deviation of the documents' excess loss, nats per byte.
     """
 
     control: LanguageModel
@@ -108,7 +108,8 @@ def measure_spread(
     pair = ScoringPair(control, reference)
     excess = excess_loss(*pair.losses(sample, most))
     check_finite("an excess loss", excess, sample)
-    return ScoringPair(control, reference, _positive(float(np.std(excess))))
+    spread = float(np.std(per_byte(excess, sample)))
+    return ScoringPair(control, reference, _positive(spread))
 
 
 def ensemble_scores(
@@ -118,7 +119,7 @@ def ensemble_scores(
     most: int | None,
     vote: NgramVote | None = None,
 ) -> Scores:
-    """Weighted mean over two pairs of excess loss / spread, plus the vote.
+    """Weighted mean over two pairs of excess loss per byte / spread, plus the vote.
 
     Args:
         first: the first sync's pair.
@@ -127,15 +128,15 @@ def ensemble_scores(
         most: tokens read of a document by the pairs; None for all.
         vote: the classifier's part, of all their tokens.
 
-    Losses and excess loss are weighted alike, so that proxy loss - reference loss is the excess
-    loss.
+    Losses and excess loss, nats per token, are weighted alike, so that proxy loss - reference loss
+    is the excess loss.
     """
     control, reference, score = (np.zeros(len(documents)) for _ in range(3))
     for pair, weight in ((first, FIRST_WEIGHT), (last, 1 - FIRST_WEIGHT)):
         ours, theirs = pair.losses(documents, most)
         control += weight * ours
         reference += weight * theirs
-        score += weight * excess_loss(ours, theirs) / pair.spread
+        score += weight * per_byte(excess_loss(ours, theirs), documents) / pair.spread
     votes = None if vote is None else vote.of(documents)
     if votes is not None:
         score += votes
