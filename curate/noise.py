@@ -13,6 +13,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+_SMALLEST_UNIFORM = 2.0**-54
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -37,6 +38,15 @@ def random_uint64(key: int, ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
 def uniform(key: int, ids: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """One number in [0, 1) per id, with 53 random bits."""
     return (random_uint64(key, ids) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def gumbel(key: int, ids: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Standard Gumbel noise of each id, finite: the top k of logits plus it are a sample without
+    replacement in proportion to their exponentials.
+    """
+    drawn = np.maximum(uniform(key, ids), _SMALLEST_UNIFORM)
+    noise: npt.NDArray[np.float64] = -np.log(-np.log(drawn))
+    return noise
 
 
 def shuffled_order(key: int, ids: npt.ArrayLike) -> npt.NDArray[np.intp]:

@@ -105,6 +105,7 @@ ROUND = pa.schema(
         pa.field("reference_steps", pa.int64()),
         pa.field("target_loss_proxy", pa.float32()),
         pa.field("target_loss_reference", pa.float32()),
+        pa.field("target_separation", pa.float32()),
         pa.field("train_loss", pa.float32()),
         pa.field("threshold", pa.float32()),
         pa.field("documents_scored", pa.int64()),

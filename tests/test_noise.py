@@ -1,10 +1,12 @@
 import itertools
+import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.noise import make_key, random_uint64, shuffled_order, uniform
+from curate.noise import gumbel, make_key, random_uint64, shuffled_order, uniform
 
 IDS = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=50)
 KEYS = st.integers(0, 2**64 - 1)
@@ -72,3 +74,39 @@ def test_noise_is_the_same_in_every_version():
         0x4C7AAC9E6A962B23,
         0x02DF7527090892A0,
     ]
+
+
+def test_gumbel_noise_is_standard():
+    noise = gumbel(7, np.arange(200_000))
+    assert noise.mean() == pytest.approx(0.5772, abs=0.01)
+    assert noise.std() == pytest.approx(math.pi / math.sqrt(6), abs=0.01)
+    for value in (-1.0, 0.0, 2.0):
+        assert (noise < value).mean() == pytest.approx(math.exp(-math.exp(-value)), abs=0.005)
+
+
+@given(key=st.integers(0, 2**64 - 1), document=st.integers(0, 2**62))
+def test_gumbel_noise_is_a_function_of_the_document(key, document):
+    alone = gumbel(key, np.array([document]))
+    among = gumbel(key, np.array([5, document, 9]))
+    assert alone[0] == among[1]
+    assert np.isfinite(alone).all()
+
+
+def test_gumbel_noise_is_finite_at_both_ends(monkeypatch):
+    ends = np.array([0.0, 1 - 2.0**-53])
+    monkeypatch.setattr("curate.noise.uniform", lambda key, ids: ends)
+    assert np.isfinite(gumbel(0, np.arange(2))).all()
+
+
+def test_gumbel_top_k_is_sampling_without_replacement_in_proportion_to_the_weights():
+    """First draws go by weight, and second draws by weight among what is left."""
+    weights = np.array([0.5, 0.3, 0.2])
+    draws = 40_000
+    noise = gumbel(11, np.arange(3 * draws)).reshape(draws, 3)
+    order = np.argsort(-(np.log(weights) + noise), axis=1)
+    for first in range(3):
+        begins = order[:, 0] == first
+        assert begins.mean() == pytest.approx(weights[first], abs=0.01)
+        for second in set(range(3)) - {first}:
+            share = weights[second] / (1 - weights[first])
+            assert (order[begins, 1] == second).mean() == pytest.approx(share, abs=0.02)

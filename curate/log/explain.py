@@ -116,7 +116,16 @@ def _rounds(rows: Sequence[_Row]) -> str:
     ]
     names = ("Round", "Scored", "Kept", "Cut-off", "Proxy loss", "Reference loss", "Time")
     note = "Losses are on the target, nats per token.\n"
-    return text_table(names, cells, (True,) * len(names)) + note
+    return text_table(names, cells, (True,) * len(names)) + note + _separation(rows[-1])
+
+
+def _separation(row: _Row) -> str:
+    spreads = row.get("target_separation")
+    if spreads is None:
+        return ""
+    side = "above" if spreads >= 0 else "below"
+    spread = f"{abs(spreads):.2f} spreads {side} the pool's mean"
+    return f"Held-out documents of the target score {spread}.\n"
 
 
 def _stages(stages: Mapping[str, float], activities: Mapping[str, float]) -> str:

@@ -115,6 +115,12 @@ ROUND = Table(
         Column("reference_steps", "BIGINT", "Optimizer steps of the reference since its sync."),
         Column("target_loss_proxy", "FLOAT", "Proxy's loss on the target, nats per token."),
         Column("target_loss_reference", "FLOAT", "Reference's loss on the target, nats per token."),
+        Column(
+            "target_separation",
+            "FLOAT",
+            "Spreads by which held-out documents of the target score above the pool's; NULL if not "
+            "measured.",
+        ),
         Column("train_loss", "FLOAT", "Proxy's mean training loss in the round, nats per token."),
         Column("threshold", "FLOAT", "Cut-off of the round: lowest score kept, in score units."),
         Column("documents_scored", "BIGINT", "Documents the round visited."),

@@ -356,6 +356,8 @@ class Rounds:
             tokens += block.num_tokens
 
     def _show(self, start: RoundStart) -> None:
+        if start.note is not None:
+            self._progress.note(start.note)
         for name, loss in (("u", start.target_loss_proxy), ("w", start.target_loss_reference)):
             if loss is not None:
                 self._progress.show(**{f"target_{name}": f"{loss:.3f}"})

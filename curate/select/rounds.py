@@ -120,7 +120,14 @@ def run_round(
             if pause():
                 finished = False
                 break
-    names = "lambda", "proxy_step", "reference_steps", "target_loss_proxy", "target_loss_reference"
+    names = (
+        "lambda",
+        "proxy_step",
+        "reference_steps",
+        "target_loss_proxy",
+        "target_loss_reference",
+        "target_separation",
+    )
     record = {
         "round": round_index,
         "method": method_name,

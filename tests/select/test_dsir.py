@@ -8,13 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from word_pool import as_documents, in_pieces, make_word_pool
 
 from curate.config.schema import Config, DsirConfig
 from curate.select.methods.base import RoundStart
-from curate.select.methods.dsir import DsirMethod, gumbel, log_ratio
+from curate.select.methods.dsir import DsirMethod, log_ratio
 from curate.select.ngrams import NgramHasher
 
 BARE = DsirConfig(noise="none")
@@ -213,42 +211,6 @@ def test_smoothing_in_numbers():
     assert found[:2].tolist() == pytest.approx(expected)
     assert found[2] == pytest.approx(math.log(1e-8 / (0.5 + 1e-8)))
     assert found[3] == 0
-
-
-def test_noise_is_standard_gumbel():
-    noise = gumbel(7, np.arange(200_000))
-    assert noise.mean() == pytest.approx(0.5772, abs=0.01)
-    assert noise.std() == pytest.approx(math.pi / math.sqrt(6), abs=0.01)
-    for value in (-1.0, 0.0, 2.0):
-        assert (noise < value).mean() == pytest.approx(math.exp(-math.exp(-value)), abs=0.005)
-
-
-@given(key=st.integers(0, 2**64 - 1), document=st.integers(0, 2**62))
-def test_noise_is_a_function_of_the_document(key, document):
-    alone = gumbel(key, np.array([document]))
-    among = gumbel(key, np.array([5, document, 9]))
-    assert alone[0] == among[1]
-    assert np.isfinite(alone).all()
-
-
-def test_noise_is_finite_at_both_ends(monkeypatch):
-    ends = np.array([0.0, 1 - 2.0**-53])
-    monkeypatch.setattr("curate.select.methods.dsir.uniform", lambda key, ids: ends)
-    assert np.isfinite(gumbel(0, np.arange(2))).all()
-
-
-def test_gumbel_top_k_is_sampling_without_replacement_in_proportion_to_the_weights():
-    """First draws go by weight, and second draws by weight among what is left."""
-    weights = np.array([0.5, 0.3, 0.2])
-    draws = 40_000
-    noise = gumbel(11, np.arange(3 * draws)).reshape(draws, 3)
-    order = np.argsort(-(np.log(weights) + noise), axis=1)
-    for first in range(3):
-        begins = order[:, 0] == first
-        assert begins.mean() == pytest.approx(weights[first], abs=0.01)
-        for second in set(range(3)) - {first}:
-            share = weights[second] / (1 - weights[first])
-            assert (order[begins, 1] == second).mean() == pytest.approx(share, abs=0.02)
 
 
 def test_reading_the_pool_in_other_blocks_counts_the_same(pool, monkeypatch):

@@ -152,6 +152,7 @@ def _rounds(rounds: int, models: bool, documents: int) -> list[dict[str, Any]]:
             "reference_steps": 30,
             "target_loss_proxy": 6.5 - 0.3 * number if models else None,
             "target_loss_reference": 6.1 - 0.35 * number if models else None,
+            "target_separation": 4.9 if models and number == rounds - 1 else None,
             "train_loss": 6.0 - 0.2 * number if models else None,
             "threshold": 0.7,
             "documents_scored": documents,

@@ -92,13 +92,21 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundStart:
-    """What a method reports when a round begins; None where it has no such quantity."""
+    """What a method reports when a round begins; None where it has no such quantity.
+
+    Attributes:
+        target_separation: spreads by which documents of the target that scoring has not learned
+            from score above the pool's.
+        note: what the user should know before the round's decisions.
+    """
 
     lambda_: float | None = None
     proxy_step: int = 0
     reference_steps: int = 0
     target_loss_proxy: float | None = None
     target_loss_reference: float | None = None
+    target_separation: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ that is trained on: its graph is held from `score` to `learn`.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from curate.config.schema import Config
-from curate.noise import make_key, random_uint64
+from curate.noise import gumbel, make_key, random_uint64
 from curate.read.documents import Documents
 from curate.score.excess import excess_loss, penalized_score
 from curate.score.loss import (
@@ -36,6 +37,8 @@ from curate.select.methods.ensemble import (
     ScoringPair,
     ensemble_scores,
     measure_spread,
+    target_separation,
+    temperature,
     train_vote,
 )
 from curate.select.methods.pair import Pair
@@ -58,13 +61,15 @@ class BladeMethod:
         self._by_token = context.config.granularity == TOKEN
         self._most = context.config.score_tokens
         self._proxy = Proxy(context)
-        self._pair = Pair(context, self._proxy)
+        by_ensemble = self._blade.final == "ensemble"
+        self._pair = Pair(context, self._proxy, hold_out=by_ensemble)
         self._lambda = self._blade.lambda_
         self._round = 0
         self._forward: torch.Tensor | None = None
         self._first: ScoringPair | None = None
         self._last: ScoringPair | None = None
         self._vote: NgramVote | None = None
+        self._separation: float | None = None
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -90,8 +95,8 @@ class BladeMethod:
         if self._by_token:
             learning = self._round < self._context.schedule.rounds
             return self._score_tokens(block, learning=learning)
-        if self._first is not None and self._last is not None:
-            return ensemble_scores(self._first, self._last, block, self._most, self._vote)
+        if self._last is not None:
+            return self._soften(self._ensemble_scores(block), block)
         control = document_losses(self._pair.control or self._proxy.scored, block, self._most)
         reference = document_losses(self._reference, block, self._most)
         excess = excess_loss(control, reference)
@@ -126,6 +131,7 @@ class BladeMethod:
             "first": self._pair.weights_of(self._first),
             "spread": self._last.spread if self._last else None,
             "vote": self._vote.state_dict() if self._vote else None,
+            "separation": self._separation,
         }
         save_state(state, path)
 
@@ -141,6 +147,7 @@ class BladeMethod:
         self._last = None
         if state["spread"] is not None:
             self._last = ScoringPair(self._scored_control(), self._reference, state["spread"])
+        self._separation = state["separation"]
         self._vote = None
         if state["vote"] is not None:
             self._vote = NgramVote.restored(self._context, state["vote"])
@@ -157,12 +164,45 @@ class BladeMethod:
         pair = measure_spread(self._scored_control(), self._reference, sample, self._most)
         self._first = self._first or pair
         self._last = pair if scoring else None
-        if scoring and self._blade.ngram_weight > 0:
-            self._vote = train_vote(self._context, sample)
+        if not scoring:
+            return
+        if self._blade.ngram_weight > 0:
+            self._vote = train_vote(self._context, self._pair.target, sample)
+        held_out = self._pair.held_out
+        if len(held_out):
+            scores = (self._ensemble_scores(one) for one in (held_out, sample))
+            self._separation = target_separation(*(one.score for one in scores))
+
+    def _ensemble_scores(self, block: Documents) -> Scores:
+        if self._first is None or self._last is None:
+            raise RuntimeError("an ensemble is there once the last scoring has begun")
+        return ensemble_scores(self._first, self._last, block, self._most, self._vote)
+
+    def _soften(self, scores: Scores, block: Documents) -> Scores:
+        """The scores under noise, more of it the less the target stands out."""
+        if self._separation is None:
+            return scores
+        key = make_key(self._config.seed, "soft selection")
+        softness = temperature(self._separation, len(self._pair.held_out))
+        noise = softness * gumbel(key, block.ids)
+        return dataclasses.replace(scores, score=scores.score + noise)
 
     def _scored_control(self) -> LanguageModel:
         """What the reference is compared with, frozen."""
         return self._pair.control or self._proxy.scored.frozen_copy()
+
+    def _doubt(self) -> str | None:
+        """A sentence where the target does not stand out from the pool."""
+        number = len(self._pair.held_out)
+        if self._separation is None or temperature(self._separation, number) < 1:
+            return None
+        documents = "1 document" if number == 1 else f"{number:,} documents"
+        return (
+            f"The target does not stand out from the pool: {documents} of it, held out, score "
+            f"{self._separation:.2f} spreads above the pool's mean, which may be chance. What is "
+            "kept will be much like a random sample; a larger target, or one less like the pool, "
+            "would give the scores a meaning."
+        )
 
     def _begin(self, round_index: int, lambda_: float, reference_steps: int) -> RoundStart:
         """What holds for a round once its pair is there."""
@@ -174,6 +214,8 @@ class BladeMethod:
             reference_steps=reference_steps,
             target_loss_proxy=mean_loss(self._proxy.scored, sample),
             target_loss_reference=mean_loss(self._reference, sample),
+            target_separation=self._separation,
+            note=self._doubt(),
         )
 
     @property

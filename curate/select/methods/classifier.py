@@ -49,9 +49,9 @@ class TargetOdds:
         self._hasher = NgramHasher(self._config.buckets)
         self._values, self._bias = np.zeros(self._config.buckets), 0.0
 
-    def train(self) -> None:
-        """Train on the target against a random sample of the pool."""
-        seed, target = self._context.config.seed, self._context.target
+    def train(self, target: Documents) -> None:
+        """Train on documents of the target against a random sample of the pool."""
+        seed = self._context.config.seed
         order = shuffled_order(make_key(seed, "classifier target"), target.ids)
         stream = self._context.cache.stream(seed, "classifier")
         positives = self._ngrams(iter([target.take(order[:_MOST_EXAMPLES])]), len(order))
@@ -120,7 +120,7 @@ class ClassifierMethod:
 
     def warm_up(self) -> None:
         """Train the classifier."""
-        self._odds.train()
+        self._odds.train(self._context.target)
 
     def start_round(self, round_index: int) -> RoundStart:
         """There is nothing to bring in step."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from curate.config.schema import Config
-from curate.noise import make_key, uniform
+from curate.noise import gumbel, make_key
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents, Int64
 from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores, save_state
@@ -29,7 +29,6 @@ from curate.select.schedule import Schedule, plan_scoring
 
 _SMOOTHING = 1e-8
 _BLOCK_TOKENS = 262_144
-_SMALLEST_UNIFORM = 2.0**-54
 
 
 class DsirMethod:
@@ -122,10 +121,3 @@ def log_ratio(target_counts: Int64, pool_counts: Int64) -> Float64:
     target, pool = (one / max(1, one.sum()) for one in (target_counts, pool_counts))
     ratio: Float64 = np.log(target + _SMOOTHING) - np.log(pool + _SMOOTHING)
     return ratio
-
-
-def gumbel(key: int, ids: Int64) -> Float64:
-    """Standard Gumbel noise of each document, finite, [N]."""
-    drawn = np.maximum(uniform(key, ids), _SMALLEST_UNIFORM)
-    noise: Float64 = -np.log(-np.log(drawn))
-    return noise
