@@ -115,17 +115,20 @@ def _rounds(rows: Sequence[_Row]) -> str:
         for row in rows
     ]
     names = ("Round", "Scored", "Kept", "Cut-off", "Proxy loss", "Reference loss", "Time")
-    note = "Losses are on the target, nats per token.\n"
-    return text_table(names, cells, (True,) * len(names)) + note + _separation(rows[-1])
+    words = ("Losses are on the target, nats per token.", separation_in_words(rows))
+    notes = "".join(f"{line}\n" for line in words if line)
+    return text_table(names, cells, (True,) * len(names)) + notes
 
 
-def _separation(row: _Row) -> str:
-    spreads = row.get("target_separation")
+def separation_in_words(rounds: Sequence[_Row]) -> str:
+    """How far the target stands out from the pool, in a sentence; nothing if not measured."""
+    measured = (row.get("target_separation") for row in rounds)  # logs of old have no such column
+    spreads = next((one for one in measured if one is not None), None)
     if spreads is None:
         return ""
     side = "above" if spreads >= 0 else "below"
     spread = f"{abs(spreads):.2f} spreads {side} the pool's mean"
-    return f"Held-out documents of the target score {spread}.\n"
+    return f"Held-out documents of the target score {spread}."
 
 
 def _stages(stages: Mapping[str, float], activities: Mapping[str, float]) -> str:

@@ -113,8 +113,8 @@ ROUND = Table(
         Column("keep_ratio", "FLOAT", "Share of the tokens scored that the round keeps, 0 to 1."),
         Column("proxy_step", "BIGINT", "Optimizer steps the proxy had taken when it scored."),
         Column("reference_steps", "BIGINT", "Optimizer steps of the reference since its sync."),
-        Column("target_loss_proxy", "FLOAT", "Proxy's loss on the target, nats per token."),
-        Column("target_loss_reference", "FLOAT", "Reference's loss on the target, nats per token."),
+        Column("target_loss_proxy", "FLOAT", "Proxy's loss on target documents, nats per token."),
+        Column("target_loss_reference", "FLOAT", "Reference's loss on the same documents."),
         Column(
             "target_separation",
             "FLOAT",

@@ -19,7 +19,11 @@ from pathlib import Path
 import duckdb
 
 from curate.files import write_text
-from curate.log.explain import activities_in_words, rollbacks_in_words
+from curate.log.explain import (
+    activities_in_words,
+    rollbacks_in_words,
+    separation_in_words,
+)
 from curate.log.schema import DOCUMENT_REASONS
 from curate.write import charts
 from curate.write.card import Row, keep_rates, one_line, open_log, public_config, query
@@ -192,9 +196,9 @@ def _target_loss(rounds: list[Row]) -> str:
     chart = charts.line_chart(series, x_label="round", y_label="nats per token")
     note = (
         "The reference trains on the target at every sync, so it should stay below the proxy. "
-        "Lines that meet mean scores that say little."
+        "Lines that meet mean scores that say little. "
     )
-    return _section("Loss on the target", note, chart)
+    return _section("Loss on the target", note + separation_in_words(rounds), chart)
 
 
 def _rounds_table(rounds: list[Row]) -> str:

@@ -121,8 +121,8 @@ def shards() -> pa.Table:
 
 def rounds() -> pa.Table:
     rows = [
-        (0, "blade", 1.0, 0.5, 10, 5, 4.0, 3.5, 4.25, 0.125, 5, 3, 200, 60, 1.5),
-        (1, "blade", 1.0, 0.5, 20, 5, 3.5, 3.25, 4.0, 0.5, 3, 1, 80, 10, 75.0),
+        (0, "blade", 1.0, 0.5, 10, 5, 4.0, 3.5, None, 4.25, 0.125, 5, 3, 200, 60, 1.5),
+        (1, "blade", 1.0, 0.5, 20, 5, 3.5, 3.25, 4.5, 4.0, 0.5, 3, 1, 80, 10, 75.0),
     ]
     return pa.Table.from_pylist(
         [dict(zip(records.ROUND.names, row, strict=True)) for row in rows], records.ROUND

@@ -19,6 +19,7 @@ from log_sample import RUN, Log
 from curate.errors import InvalidInput
 from curate.log import render
 from curate.log.cells import MAXIMUM_WIDTH, cell, pad, shorten, visible, width
+from curate.log.explain import separation_in_words
 from curate.log.query import run_sql, summary, why
 
 
@@ -203,6 +204,7 @@ Round  Scored  Kept  Cut-off  Proxy loss  Reference loss        Time
     0       5     3    0.125           4             3.5       1.5 s
     1       3     1      0.5         3.5            3.25  1 min 15 s
 Losses are on the target, nats per token.
+Held-out documents of the target score 4.50 spreads above the pool's mean.
 
 Stage        Time
 read        1.2 s
@@ -237,3 +239,17 @@ def test_a_log_that_knows_of_no_rollbacks_has_none(log: Log):
     with duckdb.connect(str(log.path)) as connection:
         connection.execute("ALTER TABLE run DROP COLUMN rollbacks")
     assert render.render_summary(summary(out)) == SUMMARY
+
+
+@pytest.mark.parametrize(
+    ("spreads", "said"),
+    [
+        ([None, 4.5], "Held-out documents of the target score 4.50 spreads above the pool's mean."),
+        ([-0.25], "Held-out documents of the target score 0.25 spreads below the pool's mean."),
+        ([None], ""),
+        ([], ""),
+    ],
+)
+def test_how_far_the_target_stands_out_in_words(spreads, said):
+    assert separation_in_words([{"target_separation": one} for one in spreads]) == said
+    assert separation_in_words([{}]) == ""

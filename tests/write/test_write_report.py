@@ -68,6 +68,7 @@ def test_report_shows_every_section(make_log, tmp_path: Path):
     ]
     assert page.count("svg") == 3
     assert "4.0 min" in page.words
+    assert "Held-out documents of the target score 4.90 spreads above" in text
     assert "Model work took 97.0 % of the time; beside it tokenize 3.0 %." in text
 
 
