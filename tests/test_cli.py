@@ -145,13 +145,20 @@ def test_a_run_prints_what_it_did(tmp_path: Path) -> None:
     result = curate(*run_arguments(inputs, tmp_path / "out", blade__warmup_tokens=0, keep=0.5))
     assert result.exit_code == 0, result.stderr
     assert "\r" not in result.stderr + result.stdout
-    first, second, third = result.stderr.splitlines()
+    first, second, third, doubt = result.stderr.splitlines()
     assert re.fullmatch(
         r"pool [\d,]+ tokens, keep 0\.5 = [\d,]+, method blade, granularity document, seed 0",
         first,
     )
     assert second.startswith("model nano, ")
     assert third.startswith("warm-up 0 tokens; 1 pass over 0.33 of the pool x ")
+    assert re.fullmatch(
+        r"The target does not stand out from the pool: 1 document of it, held out, scored "
+        r"\d+\.\d\d spreads (above|below) the pool's mean, which may be chance\. What is kept will "
+        r"be much like a random sample; a larger target, or one less like the pool, would give the "
+        r"scores a meaning\.",
+        doubt,
+    )
     places = result.stdout.partition(f"Written to {tmp_path / 'out'}:\n")[2].splitlines()
     written = [line.split()[0] for line in places]
     assert len(written) == 4

@@ -197,11 +197,12 @@ class BladeMethod:
         if self._separation is None or temperature(self._separation, number) < 1:
             return None
         documents = "1 document" if number == 1 else f"{number:,} documents"
+        side = "above" if self._separation >= 0 else "below"
         return (
-            f"The target does not stand out from the pool: {documents} of it, held out, score "
-            f"{self._separation:.2f} spreads above the pool's mean, which may be chance. What is "
-            "kept will be much like a random sample; a larger target, or one less like the pool, "
-            "would give the scores a meaning."
+            f"The target does not stand out from the pool: {documents} of it, held out, scored "
+            f"{abs(self._separation):.2f} spreads {side} the pool's mean, which may be chance. What "
+            "is kept will be much like a random sample; a larger target, or one less like the "
+            "pool, would give the scores a meaning."
         )
 
     def _begin(self, round_index: int, lambda_: float, reference_steps: int) -> RoundStart:
