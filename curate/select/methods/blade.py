@@ -200,8 +200,8 @@ class BladeMethod:
         side = "above" if self._separation >= 0 else "below"
         return (
             f"The target does not stand out from the pool: {documents} of it, held out, scored "
-            f"{abs(self._separation):.2f} spreads {side} the pool's mean, which may be chance. What "
-            "is kept will be much like a random sample; a larger target, or one less like the "
+            f"{abs(self._separation):.2f} spreads {side} the pool's mean, which may be chance. "
+            "What is kept will be much like a random sample; a larger target, or one less like the "
             "pool, would give the scores a meaning."
         )
 
