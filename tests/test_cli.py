@@ -154,9 +154,9 @@ def test_a_run_prints_what_it_did(tmp_path: Path) -> None:
     assert third.startswith("warm-up 0 tokens; 1 pass over 0.33 of the pool x ")
     assert re.fullmatch(
         r"The target does not stand out from the pool: 1 document of it, held out, scored "
-        r"\d+\.\d\d spreads (above|below) the pool's mean, which may be chance\. What is kept will "
-        r"be much like a random sample; a larger target, or one less like the pool, would give the "
-        r"scores a meaning\.",
+        r"\d+\.\d\d spreads (above|below) the pool's mean, which may be chance\. Noise will "
+        r"decide at least as much as the scores do; a larger target, or one less like the pool, "
+        r"would give them a meaning\.",
         doubt,
     )
     places = result.stdout.partition(f"Written to {tmp_path / 'out'}:\n")[2].splitlines()

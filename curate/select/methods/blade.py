@@ -201,8 +201,8 @@ class BladeMethod:
         return (
             f"The target does not stand out from the pool: {documents} of it, held out, scored "
             f"{abs(self._separation):.2f} spreads {side} the pool's mean, which may be chance. "
-            "What is kept will be much like a random sample; a larger target, or one less like the "
-            "pool, would give the scores a meaning."
+            "Noise will decide at least as much as the scores do; a larger target, or one less "
+            "like the pool, would give them a meaning."
         )
 
     def _begin(self, round_index: int, lambda_: float, reference_steps: int) -> RoundStart:
