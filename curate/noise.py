@@ -9,6 +9,7 @@ Flood, OOPSLA 2014) applied to the id, keyed by a digest of the seed and the pur
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,23 @@ def random_uint64(key: int, ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
 def uniform(key: int, ids: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """One number in [0, 1) per id, with 53 random bits."""
     return (random_uint64(key, ids) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Documents whose noise is below a cut-off: a random sample that keeps no list of ids.
+
+    Attributes:
+        key: which noise (`make_key`).
+        cutoff: documents with noise in [0, cutoff) belong to it.
+    """
+
+    key: int
+    cutoff: float
+
+    def holds(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of the documents belong to the sample, bool [N]."""
+        return uniform(self.key, ids) < self.cutoff
 
 
 def gumbel(key: int, ids: npt.ArrayLike) -> npt.NDArray[np.float64]:

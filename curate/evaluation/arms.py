@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from curate.evaluation.store import Store
-from curate.noise import make_key, shuffled_order, uniform
+from curate.noise import Sample, make_key, shuffled_order, uniform
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents, concatenate
 from curate.write.repeat import repeat_counts
@@ -28,23 +27,6 @@ _BINS = 1 << 20
 _CHUNK_PIECES = 1024
 _SIZES = ("document_id", "tokens")
 """First of their names in a document file; the pool may have columns that are called so too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Pool documents whose noise is below a cut-off: a random sample, whatever the pool's order.
-
-    Attributes:
-        key: which noise (`curate.noise.make_key`).
-        cutoff: documents with noise in [0, cutoff) belong to it.
-    """
-
-    key: int
-    cutoff: float
-
-    def holds(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of the documents belong to the sample, bool [N]."""
-        return uniform(self.key, ids) < self.cutoff
 
 
 def draw_sample(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from curate.evaluation.arms import Sample
 from curate.evaluation.prepare import Inputs
 from curate.evaluation.settings import CURATED, POOL, RANDOM
 from curate.evaluation.store import Store
 from curate.evaluation.train import ModelSettings
+from curate.noise import Sample
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
 from curate.train.model import count_parameters

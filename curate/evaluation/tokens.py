@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from curate.errors import DamagedShard, InvalidInput
-from curate.evaluation.arms import Sample
 from curate.evaluation.runs import FinishedRun, read_kept
 from curate.evaluation.store import Store, has_store, open_store, write_store
 from curate.files import write_text
+from curate.noise import Sample
 from curate.pipeline.progress import Progress
 from curate.read.cache import TokenCache, cache_from_json, plan_partitions, write_fragments
 from curate.read.corpus import Corpus

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ PARTITION_TOKENS = 2_000_000
 MAX_PARTITIONS = 64
 WINDOW_FRAGMENTS = 64
 _BYTES_PER_TOKEN = 4
+
+WhichIds = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
 _LONGEST_METADATA_TEXT = 256
 
 
@@ -66,12 +68,14 @@ class TokenCache:
         fragments: what is known of each.
         partitions: in each fragment.
         damaged: shards that turned out damaged as they were read, and why; none has a fragment.
+        leave_out: tells of document ids [N] which of them streams pass over, bool [N].
     """
 
     folder: Path
     fragments: tuple[Fragment, ...]
     partitions: int
     damaged: Mapping[int, str] = field(default_factory=dict)
+    leave_out: WhichIds | None = None
 
     @property
     def documents(self) -> int:
@@ -93,12 +97,23 @@ class TokenCache:
         damaged = {**self.damaged, shard_id: problem}
         return dataclasses.replace(self, fragments=sound, damaged=damaged)
 
+    def without(self, which: WhichIds) -> TokenCache:
+        """The same pool, of which streams pass over such documents too."""
+        before = self.leave_out
+
+        def either(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+            return which(ids) if before is None else which(ids) | before(ids)
+
+        return dataclasses.replace(self, leave_out=either)
+
     def document_files(self) -> list[Path]:
         """Parquet files with one row per pool row, in pool order."""
         return [self.folder / f"{fragment.name}.parquet" for fragment in self.fragments]
 
     def stream(self, seed: int, *purpose: str | int) -> Iterator[Documents]:
-        """Every document once, in an order that is a pure function of (seed, purpose)."""
+        """Every document that is not left out once, in an order that is a pure function of (seed,
+        purpose).
+        """
         key = make_key(seed, "order", *purpose)
         order = shuffled_order(key, range(len(self.fragments)))
         for first in range(0, len(order), WINDOW_FRAGMENTS):
@@ -110,6 +125,8 @@ class TokenCache:
     def _shuffled(self, window: npt.NDArray[np.int64], partition: int, key: int) -> Documents:
         parts = [self._read(self.fragments[int(i)], partition) for i in window]
         drawn = concatenate([part for part in parts if len(part)])
+        if self.leave_out is not None:
+            drawn = drawn.take(np.flatnonzero(~self.leave_out(drawn.ids)))
         return drawn.take(shuffled_order(key, drawn.ids))
 
     def _read(self, fragment: Fragment, partition: int) -> Documents:

@@ -13,6 +13,9 @@ from curate.read.documents import Documents
 
 Float64 = npt.NDArray[np.float64]
 
+_ROUNDING = 1e-9
+"""Of the largest value: what equal values may differ by."""
+
 
 def excess_loss(control_losses: Float64, reference_losses: Float64) -> Float64:
     """l_i(u) - l_i(w), nats per token, [N]; higher means keep."""
@@ -36,3 +39,9 @@ def per_byte(excess: Float64, documents: Documents) -> Float64:
     loses as much as prose, or more (benchmarks/LOG.md).
     """
     return excess * documents.lengths / np.maximum(documents.bytes, 1)
+
+
+def spread(values: Float64) -> float:
+    """Standard deviation of values [N]; 1 where they are all the same but for rounding."""
+    found = float(values.std())
+    return found if found > _ROUNDING * float(np.abs(values).max()) else 1.0

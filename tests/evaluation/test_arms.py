@@ -12,7 +12,6 @@ import pytest
 from tiny_models import Planted, make_documents, make_planted, tokens_of
 
 from curate.evaluation.arms import (
-    Sample,
     cut,
     draw_sample,
     gather,
@@ -21,7 +20,7 @@ from curate.evaluation.arms import (
     stream_pool,
 )
 from curate.evaluation.store import Store, has_store, open_store, write_store
-from curate.noise import make_key
+from curate.noise import Sample, make_key
 from curate.read.documents import Documents, concatenate
 
 LONG = 1 << 20

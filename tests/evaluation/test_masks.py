@@ -11,9 +11,10 @@ from evaluation_helpers import SMALL, evaluate_small, small_preset, write_test  
 from run_helpers import Run, curate, run_tiny, shared_run
 from tiny_models import one_thread  # noqa: F401
 
-from curate.evaluation.arms import Sample, pass_over
+from curate.evaluation.arms import pass_over
 from curate.evaluation.runs import open_run, read_kept
 from curate.evaluation.tokens import dataset_store
+from curate.noise import Sample
 from curate.read.tokenizer import load_tokenizer
 
 

@@ -132,6 +132,16 @@ def test_order_has_no_trace_of_the_pool_order_within_a_window(pool, tmp_path):
         assert 0.35 < np.mean(chunk.ids >> 40 == 0) / (900 / sum(ROWS)) < 1.65
 
 
+def test_a_stream_passes_over_what_is_left_out_and_keeps_its_order(cache):
+    some = cache.without(lambda ids: ids % 7 == 0)
+    order = read_all(cache, "pass", 0).ids
+    assert read_all(some, "pass", 0).ids.tolist() == order[order % 7 != 0].tolist()
+    fewer = some.without(lambda ids: ids % 5 == 0)
+    left = order[(order % 7 != 0) & (order % 5 != 0)]
+    assert read_all(fewer, "pass", 0).ids.tolist() == left.tolist()
+    assert len(read_all(fewer.without(lambda ids: ids >= 0), "pass", 0)) == 0
+
+
 def test_partition_of_a_document_does_not_depend_on_its_fragment(pool, tmp_path, monkeypatch):
     def partition_of(cache):
         return {frozenset(chunk.ids.tolist()) for chunk in cache.stream(0)}

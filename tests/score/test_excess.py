@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from curate.read.documents import Documents
-from curate.score.excess import excess_loss, penalized_score, per_byte
+from curate.score.excess import excess_loss, penalized_score, per_byte, spread
 
 
 def test_a_document_that_the_reference_predicts_better_scores_higher():
@@ -28,3 +29,12 @@ def test_per_byte_weighs_the_mean_by_the_tokens_of_a_byte():
     found = per_byte(np.array([-2.0, 0.8, np.nan]), documents)
     assert found[:2].tolist() == [-1.0, 0.2]
     assert np.isnan(found[2])
+
+
+def test_log_odds_that_differ_by_rounding_alone_have_no_spread():
+    """Of texts that share no word with what the classifier saw."""
+    values = 0.3 + 1e-16 * np.arange(10)
+    assert 0 < values.std() < 1e-15
+    assert spread(values) == 1.0
+    assert spread(np.array([1.0, 1.0])) == spread(np.zeros(3)) == 1.0
+    assert spread(np.array([-1e-7, 1e-7])) == pytest.approx(1e-7)

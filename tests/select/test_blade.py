@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import (
     make_bench,
+    make_planted,
     one_thread,  # noqa: F401
     same_weights,
     weights_of,
@@ -17,7 +18,7 @@ from curate.read.documents import concatenate
 from curate.score.loss import document_losses, mean_loss
 from curate.select.methods.blade import BladeMethod
 from curate.select.methods.classifier import TargetOdds
-from curate.select.methods.ensemble import target_separation, temperature
+from curate.select.methods.held_out import pool_sample
 from curate.select.rounds import run_round
 from curate.train.optimizer import Optimizer, Term, ramp_then_constant
 
@@ -373,41 +374,31 @@ def test_an_ensemble_is_a_mean_in_which_the_first_pair_counts_twice(
     again = BladeMethod(make_bench(planted, **settings).context)
     again.load(tmp_path / "scoring")
     np.testing.assert_array_equal(again.score(every).score, found.score)
-    sample = method._pair.pool_sample()
-    chosen = np.isin(every.ids, sample.ids)
+    chosen = np.isin(every.ids, pool_sample(bench.context).ids)
     per_byte = (one * every.lengths / every.bytes for one in excess.values())
     first, last = (one / one[chosen].std() for one in per_byte)
-    odds = TargetOdds(bench.context)
-    odds.train(method._pair.target)
+    odds = TargetOdds(method._held_out.rest)
+    odds.train(method._held_out.rest.target)
     log_odds = odds.of(every)
     assert log_odds.std() > 0
     expected = (2 * first + last) / 3 + ngram_weight * np.minimum(
         (log_odds - log_odds[chosen].mean()) / log_odds[chosen].std() - 1.0, 0.0
     )
-    held_out = method._pair.held_out
-    separation = method._begin(rounds, 0.0, 0).target_separation
-    assert separation > 0.5
-    noise = 9 / (separation**2 * len(held_out)) * gumbel(make_key(0, "soft selection"), every.ids)
+    on_target = method._ensemble_scores(method._held_out.target).score
+    on_pool = expected[method._held_out.holds(every)]
+    assert 0 < len(on_pool) < 40
+    separation = (on_target.mean() - on_pool.mean()) / on_pool.std()
+    reported = method._begin(rounds, 0.0, 0).target_separation
+    assert reported == pytest.approx(separation, rel=1e-3)
+    assert reported > 0.5
+    variance = 1 / len(on_target) + 1 / len(on_pool)
+    temperature = 9 * variance / reported**2
+    noise = temperature * on_pool.std() * gumbel(make_key(0, "soft selection"), every.ids)
     np.testing.assert_allclose(found.score, expected + noise, rtol=1e-3, atol=1e-4)
     mean = (2 * excess[0] + excess[rounds]) / 3
     np.testing.assert_allclose(found.excess_loss, mean, atol=1e-6)
     np.testing.assert_array_equal(found.excess_loss, found.proxy_loss - found.reference_loss)
     assert np.abs(excess[0] - excess[rounds]).max() > 0.01
-
-
-def test_the_reference_of_an_ensemble_does_not_see_a_tenth_of_the_target(planted):
-    bench = make_bench(planted, final="ensemble")
-    pair = BladeMethod(bench.context)._pair
-    target = bench.context.target
-    assert sorted([*pair.target.ids, *pair.held_out.ids]) == list(target.ids)
-    over = pair.held_out.num_tokens - 0.1 * target.num_tokens
-    assert 0 <= over < target.lengths.max()
-    drawn = itertools.islice(pair._target_batches, 40)
-    assert set(concatenate(list(drawn)).ids) == set(pair.target.ids)
-    assert pair.target_sample() is pair.held_out
-    other = BladeMethod(make_bench(planted, final="rescore").context)._pair
-    assert list(other.target.ids) == list(target.ids)
-    assert len(other.held_out) == 0
 
 
 @pytest.mark.parametrize("documents", [1, 2])
@@ -417,32 +408,26 @@ def test_a_target_of_one_document_is_not_held_out(planted, documents):
     method.warm_up()
     method.start_round(0)
     start = method.start_round(method._context.schedule.rounds)
-    assert len(method._pair.held_out) == documents - 1
-    assert len(method._pair.target) == 1
+    assert len(method._held_out.target) == documents - 1
+    assert len(method._held_out.rest.target) == 1
     assert (start.target_separation is None) == (documents == 1)
     every = concatenate(list(planted.cache.stream(0)))
     assert np.isfinite(method.score(every).score).all()
 
 
-def test_a_target_that_is_like_the_pool_leaves_a_random_sample(planted):
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_target_that_is_like_the_pool_leaves_a_random_sample(tmp_path, seed):
     """Both kinds of document in the target, as in the pool: no order of theirs survives."""
-    every = concatenate(list(planted.cache.stream(0)))
-    like_pool = every.take(np.argsort(every.ids)[:60])
-    method = BladeMethod(
-        make_bench(dataclasses.replace(planted, target=like_pool), final="ensemble").context
-    )
+    every = make_planted(tmp_path, rows=600)
+    texts = concatenate(list(every.cache.stream(0)))
+    apart = texts.take(np.flatnonzero(texts.ids >= 400))
+    pool = every.cache.without(lambda ids: ids >= 400)
+    alike = dataclasses.replace(every, cache=pool, target=apart)
+    method = BladeMethod(make_bench(alike, seed=seed, final="ensemble").context)
     method.warm_up()
     method.start_round(0)
     start = method.start_round(method._context.schedule.rounds)
-    assert abs(start.target_separation) < 1
-    plain, soft = method._ensemble_scores(every).score, method.score(every).score
+    assert "does not stand out" in start.note
+    left = concatenate(list(pool.stream(0)))
+    plain, soft = method._ensemble_scores(left).score, method.score(left).score
     assert abs(np.corrcoef(plain, soft)[0, 1]) < 0.5
-
-
-def test_the_noise_falls_with_the_square_of_the_separation():
-    assert temperature(3.0, 1) == pytest.approx(1.0)
-    assert temperature(0.3, 100) == pytest.approx(1.0)
-    assert temperature(5.0, 100) == pytest.approx(0.0036)
-    assert temperature(0.0, 100) == temperature(-2.0, 100) == pytest.approx(90_000)
-    assert target_separation(np.array([4.0, 6.0]), np.array([0.0, 2.0])) == pytest.approx(4.0)
-    assert target_separation(np.array([2.0]), np.array([1.0, 1.0])) == pytest.approx(1.0)

@@ -54,7 +54,7 @@ def test_a_sync_starts_from_it_and_documents_are_compared_with_it(planted):
     method = BladeMethod(bench.context)
     method.warm_up()
     average = method._proxy.scored.frozen_copy()
-    batch = next(Pair(bench.context, method._proxy, hold_out=False)._draw_target(0))
+    batch = next(Pair(bench.context, method._proxy)._draw_target(0))
     method.start_round(0)
     first = next(one for one in bench.steps if one.model == "reference")
     assert first.loss == pytest.approx(mean_loss(average, batch), rel=1e-5)

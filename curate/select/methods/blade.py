@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from curate.config.schema import Config
-from curate.noise import gumbel, make_key, random_uint64
+from curate.noise import make_key, random_uint64
 from curate.read.documents import Documents
 from curate.score.excess import excess_loss, penalized_score
 from curate.score.loss import (
@@ -37,12 +37,12 @@ from curate.select.methods.ensemble import (
     ScoringPair,
     ensemble_scores,
     measure_spread,
-    target_separation,
-    temperature,
     train_vote,
 )
+from curate.select.methods.held_out import HeldOut, pool_sample, target_sample
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
+from curate.select.methods.separation import Separation, measure_separation
 from curate.select.schedule import Schedule, lambda_at, plan_rounds
 from curate.train.model import LanguageModel
 
@@ -60,16 +60,16 @@ class BladeMethod:
         self._blade = context.config.blade
         self._by_token = context.config.granularity == TOKEN
         self._most = context.config.score_tokens
-        self._proxy = Proxy(context)
-        by_ensemble = self._blade.final == "ensemble"
-        self._pair = Pair(context, self._proxy, hold_out=by_ensemble)
+        self._held_out = HeldOut(context, nothing=self._blade.final != "ensemble")
+        self._proxy = Proxy(self._held_out.rest)
+        self._pair = Pair(self._held_out.rest, self._proxy)
         self._lambda = self._blade.lambda_
         self._round = 0
         self._forward: torch.Tensor | None = None
         self._first: ScoringPair | None = None
         self._last: ScoringPair | None = None
         self._vote: NgramVote | None = None
-        self._separation: float | None = None
+        self._separation: Separation | None = None
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -106,6 +106,9 @@ class BladeMethod:
 
     def learn(self, block: Documents, kept: Bool) -> None:
         """One proxy step on what was kept, or on a mixture that holds it."""
+        held_out = self._held_out.holds(block)
+        if held_out.any():  # none by token
+            block, kept = block.take(np.flatnonzero(~held_out)), kept[~held_out]
         if self._blade.train_on == "mixture":
             kept = kept | self._filler(block, kept)
         if self._forward is not None:
@@ -131,7 +134,7 @@ class BladeMethod:
             "first": self._pair.weights_of(self._first),
             "spread": self._last.spread if self._last else None,
             "vote": self._vote.state_dict() if self._vote else None,
-            "separation": self._separation,
+            "separation": dataclasses.asdict(self._separation) if self._separation else None,
         }
         save_state(state, path)
 
@@ -147,7 +150,8 @@ class BladeMethod:
         self._last = None
         if state["spread"] is not None:
             self._last = ScoringPair(self._scored_control(), self._reference, state["spread"])
-        self._separation = state["separation"]
+        separation = state["separation"]
+        self._separation = None if separation is None else Separation(**separation)
         self._vote = None
         if state["vote"] is not None:
             self._vote = NgramVote.restored(self._context, state["vote"])
@@ -160,18 +164,18 @@ class BladeMethod:
         scoring = round_index >= self._context.schedule.rounds
         if self._first is not None and not scoring:
             return
-        sample = self._pair.pool_sample()
+        sample = pool_sample(self._context)
         pair = measure_spread(self._scored_control(), self._reference, sample, self._most)
         self._first = self._first or pair
         self._last = pair if scoring else None
         if not scoring:
             return
         if self._blade.ngram_weight > 0:
-            self._vote = train_vote(self._context, self._pair.target, sample)
-        held_out = self._pair.held_out
-        if len(held_out):
-            scores = (self._ensemble_scores(one) for one in (held_out, sample))
-            self._separation = target_separation(*(one.score for one in scores))
+            self._vote = train_vote(self._held_out.rest, sample)
+        target = self._held_out.target
+        if len(target):
+            scores = (self._ensemble_scores(one) for one in (target, self._held_out.pool()))
+            self._separation = measure_separation(*(one.score for one in scores))
 
     def _ensemble_scores(self, block: Documents) -> Scores:
         if self._first is None or self._last is None:
@@ -182,41 +186,27 @@ class BladeMethod:
         """The scores under noise, more of it the less the target stands out."""
         if self._separation is None:
             return scores
-        key = make_key(self._config.seed, "soft selection")
-        softness = temperature(self._separation, len(self._pair.held_out))
-        noise = softness * gumbel(key, block.ids)
+        noise = self._separation.noise(self._config.seed, block.ids)
         return dataclasses.replace(scores, score=scores.score + noise)
 
     def _scored_control(self) -> LanguageModel:
         """What the reference is compared with, frozen."""
         return self._pair.control or self._proxy.scored.frozen_copy()
 
-    def _doubt(self) -> str | None:
-        """A sentence where the target does not stand out from the pool."""
-        number = len(self._pair.held_out)
-        if self._separation is None or temperature(self._separation, number) < 1:
-            return None
-        documents = "1 document" if number == 1 else f"{number:,} documents"
-        side = "above" if self._separation >= 0 else "below"
-        return (
-            f"The target does not stand out from the pool: {documents} of it, held out, scored "
-            f"{abs(self._separation):.2f} spreads {side} the pool's mean, which may be chance. "
-            "Noise will decide at least as much as the scores do; a larger target, or one less "
-            "like the pool, would give them a meaning."
-        )
-
     def _begin(self, round_index: int, lambda_: float, reference_steps: int) -> RoundStart:
         """What holds for a round once its pair is there."""
         self._lambda, self._round, self._forward = lambda_, round_index, None
-        sample = self._pair.target_sample()
+        sample, separation = self._held_out.target, self._separation
+        if not len(sample):
+            sample, _ = target_sample(self._context)
         return RoundStart(
             lambda_=lambda_,
             proxy_step=self._proxy.optimizer.steps,
             reference_steps=reference_steps,
             target_loss_proxy=mean_loss(self._proxy.scored, sample),
             target_loss_reference=mean_loss(self._reference, sample),
-            target_separation=self._separation,
-            note=self._doubt(),
+            target_separation=separation.spreads if separation else None,
+            note=separation.doubt if separation else None,
         )
 
     @property

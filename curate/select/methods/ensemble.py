@@ -7,17 +7,10 @@ either. Each lets in noise of its own, the last more, so the first counts twice
 does, nor the other way round. So it only takes away, from what does not read like the target, and
 lifts nothing that the pairs do not want. Excess losses, per byte of text, and log-odds are divided
 by their spread over a sample of the pool, so that none outvotes another by having moved further.
-
-Whether all this means anything is measured: documents of the target that neither the references nor
-the classifier have learned from are scored like the pool's, and stand some spreads above them, the
-SEPARATION. A target that is like the pool has none, and what then ranks highest is only odd: worse
-than a random sample (benchmarks/LOG.md). So scores are softened by Gumbel noise, which is as large
-as their spread where the separation is three standard errors, and falls with its square.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from curate.read.documents import Documents
-from curate.score.excess import excess_loss, per_byte
+from curate.score.excess import excess_loss, per_byte, spread
 from curate.score.loss import Float64, document_losses, tokens_read
 from curate.select.methods.base import Context, Scores, check_finite
 from curate.select.methods.classifier import TargetOdds
@@ -35,11 +28,6 @@ FIRST_WEIGHT = 2 / 3
 """Share of the first pair in the mean."""
 VOTE_CAP = 1.0
 """Spreads above the pool's mean from which on the log-odds of the target take nothing away."""
-
-_CERTAIN = 3.0
-"""Standard errors of a separation at which noise is as large as the scores' spread."""
-_NOTHING = 0.01
-"""At so many, and below, only noise is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +83,22 @@ class NgramVote:
         return NgramVote(odds, context.config.blade.ngram_weight, state["mean"], state["spread"])
 
 
-def train_vote(context: Context, target: Documents, sample: Documents) -> NgramVote:
-    """Train a classifier on the target and measure its log-odds over a sample of the pool.
+def train_vote(context: Context, sample: Documents) -> NgramVote:
+    """Train a classifier of the target, and measure its log-odds over a sample of the pool.
+
+    Args:
+        context: with the target and the pool that it may learn from.
+        sample: pool documents.
 
     Raises:
         NonFiniteLoss: a log-odds could leave the range of float32.
     """
     odds = TargetOdds(context)
-    odds.train(target)
+    odds.train(context.target)
     odds.check()
     found = odds.of(sample)
     weight = context.config.blade.ngram_weight
-    return NgramVote(odds, weight, float(found.mean()), _positive(float(found.std())))
+    return NgramVote(odds, weight, float(found.mean()), spread(found))
 
 
 def measure_spread(
@@ -120,8 +112,7 @@ def measure_spread(
     pair = ScoringPair(control, reference)
     excess = excess_loss(*pair.losses(sample, most))
     check_finite("an excess loss", excess, sample)
-    spread = float(np.std(per_byte(excess, sample)))
-    return ScoringPair(control, reference, _positive(spread))
+    return ScoringPair(control, reference, spread(per_byte(excess, sample)))
 
 
 def ensemble_scores(
@@ -155,28 +146,3 @@ def ensemble_scores(
     excess = excess_loss(control, reference)
     read = tokens_read(documents.lengths, most)
     return Scores(control, reference, excess, score, tokens_read=read, ngram_vote=votes)
-
-
-def target_separation(target: Float64, pool: Float64) -> float:
-    """How far a target stands out: (mean score of its documents - of the pool's) / their spread.
-
-    Args:
-        target: scores of documents of the target that scoring has not learned from, [M].
-        pool: scores of a sample of the pool, [N].
-    """
-    return float(target.mean() - pool.mean()) / _positive(float(pool.std()))
-
-
-def temperature(separation: float, documents: int) -> float:
-    """Factor of the Gumbel noise on the scores, in spreads of the pool.
-
-    Args:
-        separation: of the target, in spreads of the pool.
-        documents: of the target, that it is a mean over; its standard error is 1 / sqrt(documents).
-    """
-    standard_errors = separation * math.sqrt(documents)
-    return (_CERTAIN / max(standard_errors, _NOTHING)) ** 2
-
-
-def _positive(spread: float) -> float:
-    return spread if spread > 0 else 1.0

@@ -11,8 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from curate.noise import make_key, shuffled_order
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents
@@ -23,29 +21,17 @@ from curate.train.model import LanguageModel
 from curate.train.optimizer import Term
 from curate.train.reference import lookahead_terms, reference_terms, step_away
 
-_TARGET_SAMPLE_TOKENS = 32_768
-_POOL_SAMPLE_TOKENS = 131_072
-_HELD_OUT_SHARE = 0.1
-"""Of the target's tokens, until there are enough for a sample."""
-
 
 class Pair:
     """Makes the reference and the control, and keeps them between syncs.
 
-    Args:
-        hold_out: whether the reference must not train on a part of the target.
-
     Attributes:
-        target: what the reference trains on.
-        held_out: documents of the target that it does not train on; none without `hold_out`, or
-            where there is only one to be had.
         reference: w, frozen; None before the first sync.
         control: the frozen copy u+; None where the live proxy is the control.
     """
 
-    def __init__(self, context: Context, proxy: Proxy, *, hold_out: bool) -> None:
+    def __init__(self, context: Context, proxy: Proxy) -> None:
         self._context, self._proxy = context, proxy
-        self.target, self.held_out = _split(context, hold_out=hold_out)
         self.reference: LanguageModel | None = None
         self.control: LanguageModel | None = None
         self._steps = {"reference": 0, "lookahead": 0}
@@ -76,17 +62,6 @@ class Pair:
         self.control = None
         if lookahead:
             self.control = self._step_away("lookahead", lookahead_terms(pool, lambda_))
-
-    def target_sample(self) -> Documents:
-        """The fixed part of the target that the log's target losses are measured on."""
-        if len(self.held_out):
-            return self.held_out
-        return _sample(self._context, _TARGET_SAMPLE_TOKENS)[0]
-
-    def pool_sample(self) -> Documents:
-        """Pool documents on which pairs are compared, the same for every pair."""
-        stream = self._context.cache.stream(self._context.config.seed, "pool sample")
-        return next(draw_blocks(stream, _POOL_SAMPLE_TOKENS))
 
     def weights_of(self, pair: ScoringPair | None) -> dict[str, Any] | None:
         """A frozen pair as plain values for a checkpoint."""
@@ -167,29 +142,10 @@ class Pair:
         """Endless target batches, shuffled anew each epoch, from batch number `skip` on."""
 
         def epochs() -> Iterator[Documents]:
-            target = self.target
+            target = self._context.target
             for epoch in itertools.count():
                 key = make_key(self._context.config.seed, "target", epoch)
                 order = shuffled_order(key, target.ids)
                 yield from draw_blocks(iter([target.take(order)]), self._proxy.batch_tokens)
 
         return itertools.islice(epochs(), skip, None)
-
-
-def _split(context: Context, *, hold_out: bool) -> tuple[Documents, Documents]:
-    """The target without a random tenth, and that tenth; documents without tokens say nothing."""
-    target = context.target
-    if hold_out and np.count_nonzero(target.lengths) > 1:
-        most = min(_TARGET_SAMPLE_TOKENS, round(_HELD_OUT_SHARE * target.num_tokens))
-        held_out, rest = _sample(context, most)
-        if rest.num_tokens:
-            return rest, held_out
-    return target, target.take(np.arange(0))
-
-
-def _sample(context: Context, tokens: int) -> tuple[Documents, Documents]:
-    """Random documents of the target, until they have so many tokens, and the others."""
-    target = context.target.take(np.flatnonzero(context.target.lengths))
-    order = shuffled_order(make_key(context.config.seed, "target sample"), target.ids)
-    enough = int(np.searchsorted(np.cumsum(target.lengths[order]), tokens)) + 1
-    return target.take(order[:enough]), target.take(np.sort(order[enough:]))

@@ -1,0 +1,104 @@
+"""Documents of target and pool that nothing learns from, on which scores are then measured.
+
+What a model has trained on it scores differently from what it has not: a pool document whose text
+the proxy has seen has less excess loss, and one that the classifier of the target was shown as a
+negative has lower odds. A target held out is to be compared with pool documents that are held out
+as well, or it would stand out from any pool (benchmarks/LOG.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from curate.noise import Sample, make_key, shuffled_order
+from curate.read.cache import TokenCache, draw_blocks
+from curate.read.documents import Documents
+from curate.select.methods.base import Context
+
+TARGET_TOKENS = 32_768
+POOL_TOKENS = 131_072
+_LARGEST_SHARE = 0.1
+_SMALLEST_SHARE = 0.01
+"""Of the pool's documents, so that finding them takes no pass over all of a large pool."""
+_FEWEST_DOCUMENTS = 100
+"""Of a pool from which some are held out."""
+
+Bool = npt.NDArray[np.bool_]
+
+
+class HeldOut:
+    """A random tenth of the target's tokens and of the pool's documents, less of large ones.
+
+    Args:
+        context: with the whole target and pool.
+        nothing: hold out nothing, for methods that do not ask.
+
+    Attributes:
+        rest: the context for everything that learns, without what is held out.
+        target: the target's documents; none if it has only one.
+    """
+
+    def __init__(self, context: Context, *, nothing: bool = False) -> None:
+        self._context = context
+        self.rest, self.target = context, context.target.take(np.arange(0))
+        self._sample = Sample(make_key(context.config.seed, "held-out pool"), 0.0)
+        if not nothing:
+            rest, self.target = _split_target(context)
+            self._sample = dataclasses.replace(self._sample, cutoff=_pool_share(context.cache))
+            cache = context.cache.without(self._sample.holds)
+            self.rest = dataclasses.replace(context, target=rest, cache=cache)
+
+    def holds(self, block: Documents) -> Bool:
+        """Which pool documents are held out, [N]."""
+        return self._sample.holds(block.ids)
+
+    def pool(self) -> Documents:
+        """Held-out pool documents, or any of a pool of a few; the same at every call."""
+        unseen = self._context.cache.without(self._learned_from)
+        block = next(_sample_blocks(unseen, self._context.config.seed), None)
+        return pool_sample(self._context) if block is None else block
+
+    def _learned_from(self, ids: npt.NDArray[np.int64]) -> Bool:
+        return ~self._sample.holds(ids)
+
+
+def pool_sample(context: Context) -> Documents:
+    """Random documents of the pool, held-out or not; the same at every call."""
+    return next(_sample_blocks(context.cache, context.config.seed))
+
+
+def target_sample(context: Context, tokens: int = TARGET_TOKENS) -> tuple[Documents, Documents]:
+    """Random documents of the target, until they have so many tokens, and the others.
+
+    Documents without tokens, of which nothing can be said, are in neither.
+    """
+    target = context.target.take(np.flatnonzero(context.target.lengths))
+    order = shuffled_order(make_key(context.config.seed, "target sample"), target.ids)
+    enough = int(np.searchsorted(np.cumsum(target.lengths[order]), tokens)) + 1
+    return target.take(order[:enough]), target.take(np.sort(order[enough:]))
+
+
+def _split_target(context: Context) -> tuple[Documents, Documents]:
+    """The target without a random tenth, and that tenth."""
+    target = context.target
+    if np.count_nonzero(target.lengths) > 1:
+        most = min(TARGET_TOKENS, round(_LARGEST_SHARE * target.num_tokens))
+        held_out, rest = target_sample(context, most)
+        if rest.num_tokens:
+            return rest, held_out
+    return target, target.take(np.arange(0))
+
+
+def _sample_blocks(cache: TokenCache, seed: int) -> Iterator[Documents]:
+    return draw_blocks(cache.stream(seed, "pool sample"), POOL_TOKENS)
+
+
+def _pool_share(cache: TokenCache) -> float:
+    """Share of the pool's documents that is held out."""
+    if cache.documents < _FEWEST_DOCUMENTS:
+        return 0.0
+    return min(_LARGEST_SHARE, max(_SMALLEST_SHARE, POOL_TOKENS / cache.tokens))
