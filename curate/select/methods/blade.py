@@ -106,18 +106,19 @@ class BladeMethod:
 
     def learn(self, block: Documents, kept: Bool) -> None:
         """One proxy step on what was kept, or on a mixture that holds it."""
+        losses, self._forward = self._forward, None
         held_out = self._held_out.holds(block)
         if held_out.any():  # none by token
             block, kept = block.take(np.flatnonzero(~held_out)), kept[~held_out]
+        if not kept.any():
+            return
         if self._blade.train_on == "mixture":
             kept = kept | self._filler(block, kept)
-        if self._forward is not None:
-            losses, self._forward = self._forward, None
-            if kept.any():
-                self._proxy.train_on_forward(losses, torch.from_numpy(kept).to(losses.device))
-        elif kept.any() and self._by_token:
+        if losses is not None:
+            self._proxy.train_on_forward(losses, torch.from_numpy(kept).to(losses.device))
+        elif self._by_token:
             self._proxy.train(block.masked(kept))
-        elif kept.any():
+        else:
             self._proxy.train(block.take(np.flatnonzero(kept)))
 
     def check(self) -> None:
