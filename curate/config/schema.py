@@ -139,7 +139,10 @@ class ComputeConfig(Section):
     )
     threads: int | None = option(None, "CPU threads; the machine's cores by default", minimum=1)
     microbatch_tokens: int = option(
-        4096, "padded tokens in one forward pass; bounds memory, changes no result", minimum=1
+        4096,
+        "padded tokens in one forward pass, half as many when training; bounds memory, changes no "
+        "result",
+        minimum=1,
     )
     checkpoint_minutes: float = option(
         5.0, "minutes of work that a killed run does again, at most, but for a sync", minimum=0

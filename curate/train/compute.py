@@ -22,12 +22,17 @@ class Compute:
     Attributes:
         device: where parameters and activations live.
         dtype: precision of matrix products; parameters and optimizer state stay float32.
-        microbatch_tokens: padded tokens in one forward pass.
+        microbatch_tokens: padded tokens in one forward pass that scores.
     """
 
     device: torch.device
     dtype: torch.dtype
     microbatch_tokens: int
+
+    @property
+    def training_microbatch_tokens(self) -> int:
+        """Padded tokens in one forward pass whose activations are kept for the gradient."""
+        return max(1, self.microbatch_tokens // 2)
 
     def autocast(self) -> torch.autocast:
         """A context in which matrix products run in `dtype`."""

@@ -151,7 +151,7 @@ class Optimizer:
             term.documents,
             windows,
             prefix_id=model.prefix_id,
-            microbatch_tokens=model.compute.microbatch_tokens,
+            microbatch_tokens=model.compute.training_microbatch_tokens,
         ):
             losses, _ = model.token_losses(batch)
             loss = losses.sum() * (term.weight / total)
