@@ -80,8 +80,7 @@ def test_a_tenth_of_target_and_pool_is_held_out(planted):
     held_out = HeldOut(context)
     target, rest = held_out.target, held_out.rest.target
     assert sorted([*rest.ids, *target.ids]) == list(planted.target.ids)
-    over = target.num_tokens - 0.1 * planted.target.num_tokens
-    assert 0 <= over < planted.target.lengths.max()
+    assert len(target) == 10  # of 25: a tenth would be too few to tell anything by
     pool = held_out.pool()
     assert 5 < len(pool) < 30  # of 160
     assert held_out.holds(pool).all()
@@ -91,6 +90,15 @@ def test_a_tenth_of_target_and_pool_is_held_out(planted):
     assert len(left) + len(pool) == planted.cache.documents
     other = HeldOut(make_bench(planted, seed=1).context)
     assert set(other.pool().ids) != set(pool.ids)
+
+
+def test_a_tenth_of_a_larger_target_is_held_out(planted):
+    many = concatenate([planted.target] * 12)
+    many = dataclasses.replace(many, ids=np.arange(len(many)))
+    held_out = HeldOut(make_bench(dataclasses.replace(planted, target=many)).context)
+    over = held_out.target.num_tokens - 0.1 * many.num_tokens
+    assert 0 <= over < many.lengths.max()
+    assert len(held_out.rest.target) == len(many) - len(held_out.target)
 
 
 def test_who_does_not_ask_learns_from_all(planted):
@@ -144,7 +152,7 @@ def test_separation_and_noise():
     assert found.spreads == pytest.approx(4.0)
     assert found.spread == pytest.approx(1.0)
     assert found.standard_errors == pytest.approx(4.0 / np.sqrt(1 / 2 + 1 / 4))
-    assert found.temperature == pytest.approx(9 * (1 / 2 + 1 / 4) / 16)
+    assert found.temperature == pytest.approx((2 / found.standard_errors) ** 6)
     ids = np.arange(50)
     expected = found.temperature * gumbel(make_key(7, "soft selection"), ids)
     np.testing.assert_allclose(found.noise(7, ids), expected)
@@ -154,14 +162,16 @@ def test_separation_and_noise():
     assert flat.spreads == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("mean", "temperature"), [(3.0, 1.0), (30.0, 0.01), (0.0, 9e4)])
-def test_the_noise_falls_with_the_square_of_the_separation(mean, temperature):
+@pytest.mark.parametrize(
+    ("mean", "temperature"), [(2.0, 1.0), (4.0, 1 / 64), (1.0, 64.0), (0.0, 20.0**6)]
+)
+def test_the_noise_falls_steeply_with_the_separation(mean, temperature):
     many = np.tile([-1.0, 1.0], 10**7)
     found = measure_separation(np.array([mean]), many)
     assert found.temperature == pytest.approx(temperature, rel=1e-5)
     assert (found.doubt is None) == (temperature < 1)
     below = measure_separation(np.array([-mean - 1]), many)
-    assert below.temperature == pytest.approx(9e4)
+    assert below.temperature == pytest.approx(20.0**6)
     assert "below the pool's mean" in below.doubt
 
 

@@ -21,6 +21,8 @@ from curate.select.methods.base import Context
 
 TARGET_TOKENS = 32_768
 POOL_TOKENS = 131_072
+_FEWEST_OF_TARGET = 10
+"""Documents, or half of a smaller target: a mean over fewer says little."""
 _LARGEST_SHARE = 0.1
 _SMALLEST_SHARE = 0.01
 """Of the pool's documents, so that finding them takes no pass over all of a large pool."""
@@ -31,7 +33,8 @@ Bool = npt.NDArray[np.bool_]
 
 
 class HeldOut:
-    """A random tenth of the target's tokens and of the pool's documents, less of large ones.
+    """A random tenth of the target's tokens and of the pool's documents, less of large ones, more
+    of a target of a few documents.
 
     Args:
         context: with the whole target and pool.
@@ -71,23 +74,26 @@ def pool_sample(context: Context) -> Documents:
     return next(_sample_blocks(context.cache, context.config.seed))
 
 
-def target_sample(context: Context, tokens: int = TARGET_TOKENS) -> tuple[Documents, Documents]:
+def target_sample(
+    context: Context, tokens: int = TARGET_TOKENS, fewest: int = 1
+) -> tuple[Documents, Documents]:
     """Random documents of the target, until they have so many tokens, and the others.
 
-    Documents without tokens, of which nothing can be said, are in neither.
+    At least `fewest`. Documents without tokens, of which nothing can be said, are in neither.
     """
     target = context.target.take(np.flatnonzero(context.target.lengths))
     order = shuffled_order(make_key(context.config.seed, "target sample"), target.ids)
-    enough = int(np.searchsorted(np.cumsum(target.lengths[order]), tokens)) + 1
+    enough = max(fewest, int(np.searchsorted(np.cumsum(target.lengths[order]), tokens)) + 1)
     return target.take(order[:enough]), target.take(np.sort(order[enough:]))
 
 
 def _split_target(context: Context) -> tuple[Documents, Documents]:
     """The target without a random tenth, and that tenth."""
     target = context.target
-    if np.count_nonzero(target.lengths) > 1:
+    documents = int(np.count_nonzero(target.lengths))
+    if documents > 1:
         most = min(TARGET_TOKENS, round(_LARGEST_SHARE * target.num_tokens))
-        held_out, rest = target_sample(context, most)
+        held_out, rest = target_sample(context, most, min(_FEWEST_OF_TARGET, documents // 2))
         if rest.num_tokens:
             return rest, held_out
     return target, target.take(np.arange(0))

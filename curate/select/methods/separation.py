@@ -3,8 +3,8 @@
 Documents of the target that nothing has learned from are scored like those of the pool, and stand
 some spreads above them, the SEPARATION. A target that is like the pool has none, and what then
 ranks highest is only odd: worse than a random sample (benchmarks/LOG.md). So scores are softened by
-Gumbel noise, which is as large as their spread where the separation is three standard errors, and
-falls with its square.
+Gumbel noise, which is as large as their spread where the separation is two standard errors, falls
+steeply beyond, and leaves a random sample soon below.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from curate.noise import gumbel, make_key
 from curate.read.documents import Int64
 from curate.score.excess import Float64, spread
 
-_CERTAIN = 3.0
+_CERTAIN = 2.0
 """Standard errors of a separation at which noise is as large as the scores' spread."""
-_NOTHING = 0.01
+_STEEPNESS = 6
+"""Power with which noise falls: chance alone gives two standard errors in 44, three in 740."""
+_NOTHING = 0.1
 """At so many, and below, only noise is left."""
 
 
@@ -46,7 +48,7 @@ class Separation:
     @property
     def temperature(self) -> float:
         """Factor of the Gumbel noise on the scores, in their spreads."""
-        return (_CERTAIN / max(self.standard_errors, _NOTHING)) ** 2
+        return (_CERTAIN / max(self.standard_errors, _NOTHING)) ** _STEEPNESS
 
     def noise(self, seed: int, ids: Int64) -> Float64:
         """What is added to the scores of documents, a function of the seed and their ids, [N]."""
