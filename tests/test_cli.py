@@ -153,7 +153,7 @@ def test_a_run_prints_what_it_did(tmp_path: Path) -> None:
     assert second.startswith("model nano, ")
     assert third.startswith("warm-up 0 tokens; 1 pass over 0.33 of the pool x ")
     assert re.fullmatch(
-        r"The target does not stand out from the pool: 1 document of it, held out, scored "
+        r"The target does not stand out from the pool: 4 documents of it, held out, scored "
         r"\d+\.\d\d spreads (above|below) the pool's mean, which may be chance\. Noise will "
         r"decide at least as much as the scores do; a larger target, or one less like the pool, "
         r"would give them a meaning\.",
