@@ -38,9 +38,10 @@ PARTITION_TOKENS = 2_000_000
 MAX_PARTITIONS = 64
 WINDOW_FRAGMENTS = 64
 _BYTES_PER_TOKEN = 4
+_LONGEST_METADATA_TEXT = 256
 
 WhichIds = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
-_LONGEST_METADATA_TEXT = 256
+"""Tells of document ids [N] whether each is meant."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from curate.score.excess import Float64, spread
 _CERTAIN = 2.0
 """Standard errors of a separation at which noise is as large as the scores' spread."""
 _STEEPNESS = 6
-"""Power with which noise falls: chance alone gives two standard errors in 44, three in 740."""
+"""Power with which noise falls: chance gives two standard errors once in 44 times, three in 740."""
 _NOTHING = 0.1
 """At so many, and below, only noise is left."""
 
