@@ -2,7 +2,9 @@
 
 Features are those of DSIR (arXiv 2302.03169, section 3): the text in lower case is cut into runs of
 word characters and runs of punctuation; every word and every pair of neighbouring words falls into
-one of B buckets. A word's hash is a digest of its UTF-8 bytes, so buckets are the same in every
+one of B buckets. In scripts without spaces between words (Chinese, Japanese, Thai, ...) a character
+is a word, and a pair a character bigram; vowel signs and accents that are characters of their own
+belong to their word. A word's hash is a digest of its UTF-8 bytes, so buckets are the same in every
 process and on every machine. Digests are slow, so those of the most recent words are remembered; a
 pair's hash is mixed from its two words' hashes for a whole block at once. Buckets are shared: with
 B far below the number of distinct n-grams, unrelated ones fall together, which costs sharpness and
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +28,19 @@ from curate.read.documents import Int64, offsets_from_lengths
 
 Float64 = npt.NDArray[np.float64]
 
-_WORDS = re.compile(r"\w+|[^\w\s]+")
+_ALONE = re.compile(
+    "["
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f"  # Myanmar
+    "\u1780-\u17ff"  # Khmer
+    "\u3040-\u30ff"  # Hiragana, Katakana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    "]"
+)
+"""Characters of scripts without spaces between words."""
+_MARKS = "".join(c for c in map(chr, range(0x300, 0xFB20)) if unicodedata.category(c)[0] == "M")
+"""Vowel signs and accents, which are no word characters to a regular expression."""
+_WORDS = re.compile(rf"[\w{_MARKS}]+|[^\w\s{_MARKS}]+")
 _REMEMBERED_WORDS = 500_000
 _LONGEST_REMEMBERED = 64
 _LEFT = np.uint64(0x9E3779B97F4A7C15)
@@ -103,7 +118,8 @@ class NgramHasher:
         hashes = array("Q")
         ends = [0]
         for text in texts:
-            hashes.extend(map(self._hashes.__getitem__, _WORDS.findall(text.lower())))
+            spaced = _ALONE.sub(r" \g<0> ", text.lower())
+            hashes.extend(map(self._hashes.__getitem__, _WORDS.findall(spaced)))
             ends.append(len(hashes))
         words = np.frombuffer(hashes, dtype=np.uint64)
         word_offsets = np.array(ends, dtype=np.int64)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -17,17 +18,27 @@ from curate.select.ngrams import NgramHasher, concatenate_ngrams
 MANY = 2**31 - 1
 TEXTS = st.lists(
     st.one_of(
-        st.text(max_size=30),
-        st.lists(st.sampled_from(["a", "b", "It's", "ünï", "!?", "x_1", "日本"]), max_size=12).map(
-            " ".join
-        ),
+        st.text(st.characters(max_codepoint=0x2FF), max_size=30),
+        st.lists(
+            st.sampled_from(
+                ["a", "b", "It's", "ünï", "!?", "x_1", "日本", "かな。", "हिन्दी", "e\u0301"]
+            ),
+            max_size=12,
+        ).map(" ".join),
     ),
     max_size=6,
 )
 
 
 def is_word(character):
-    return character.isalnum() or character == "_"
+    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
+
+
+def is_alone(character):
+    """Of a script without spaces, by the names of its characters."""
+    name = unicodedata.name(character, "")
+    scripts = ("CJK UNIFIED", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+    return name.startswith(scripts)
 
 
 def plain_words(text):
@@ -35,6 +46,10 @@ def plain_words(text):
     words, last = [], None
     for character in text.lower():
         kind = None if character.isspace() else is_word(character)
+        if is_alone(character):
+            words.append(character)
+            last = None
+            continue
         if kind is not None and kind == last:
             words[-1] += character
         elif kind is not None:
@@ -56,6 +71,24 @@ def test_words_and_pairs_of_neighbours_are_counted():
     assert second == [cat, second[1], the]
     assert first[7] != second[1], "a pair has an order"
     assert first[7] == the_cat_mark
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("日本語 text", ["日", "本", "語", "text"]),
+        ("カナ2つ。", ["カ", "ナ", "2", "つ", "。"]),
+        ("ไทย", ["ไ", "ท", "ย"]),
+        ("\U00020000\U00020001", ["\U00020000", "\U00020001"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("e\u0301te\u0301!", ["e\u0301te\u0301", "!"]),
+        ("한국어 문장", ["한국어", "문장"]),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_characters(text, words):
+    found = NgramHasher(MANY)([text]).buckets[::2].tolist()
+    assert found == [int(NgramHasher(MANY)([word]).buckets[0]) for word in words]
+    assert plain_words(text) == words
 
 
 def test_a_bucket_is_a_digest_of_the_word():
