@@ -205,7 +205,13 @@ def make_bench(
 ) -> Bench:
     """A context over the planted pool with a model of 2 layers and a window of 24."""
     batch_tokens = 240
-    settings = {"warmup_tokens": 2400, "sync_every": 4, "reference_steps": 5, "passes": 1}
+    settings = {
+        "warmup_tokens": 2400,
+        "sync_every": 4,
+        "reference_steps": 5,
+        "passes": 1,
+        "control": "lookahead",
+    }
     config = Config(
         pool="pool",
         target="target",

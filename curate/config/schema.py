@@ -192,10 +192,11 @@ class BladeConfig(Section):
         "how lambda goes from lambda to lambda_end over the syncs",
         choices=("constant", "linear", "geometric"),
     )
-    control: str = option(
-        "lookahead",
+    control: str | None = option(
+        None,
         "what the reference is compared with: the live proxy (published), or a copy of it that "
-        "takes the same K steps without the target",
+        "takes the same K steps without the target. By default lookahead by document, proxy by "
+        "token",
         choices=("proxy", "lookahead"),
     )
     train_on: str = option(

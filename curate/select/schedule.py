@@ -4,7 +4,8 @@ What the user leaves open follows from two habits of the paper (5,000 steps, T =
 T : K = 10 : 3, and several syncs over the run. A small pool gives fewer steps than that, so T is
 at most a third of a pass and at most 1,000 steps, and K at least 120, or two epochs of the target.
 A model from scratch is warmed up towards 20 tokens per parameter but on no more than a third of the
-pool; pretrained weights need only settle in.
+pool, or a twentieth by token, where the rounds run all of the pool through it; pretrained weights
+need only settle in.
 """
 
 from __future__ import annotations
@@ -264,22 +265,26 @@ def _resolve_blade(
 ) -> BladeConfig:
     blade = config.blade
     batch = int(config.train.batch_tokens or 1)
+    by_token = config.granularity == "token"
     if shape.llama is None:
         warmup = min(pool_tokens // 20, _PRETRAINED_WARMUP_BATCHES * batch)
     else:
-        warmup = min(pool_tokens // 3, _TOKENS_PER_PARAMETER * num_parameters)
+        part = pool_tokens // (20 if by_token else 3)
+        warmup = min(part, _TOKENS_PER_PARAMETER * num_parameters)
     blocks = max(1, math.ceil(pool_tokens / _block_tokens(config)))
     sync_every = blade.sync_every or min(
         _LONGEST_SYNC_INTERVAL, math.ceil(blocks / _ROUNDS_PER_PASS)
     )
-    span = _PROXY_AVERAGE if blade.control == "lookahead" else 0.0
-    can_ensemble = config.method == "blade" and config.granularity == "document"
+    control = blade.control or ("proxy" if by_token else "lookahead")
+    span = _PROXY_AVERAGE if control == "lookahead" else 0.0
+    can_ensemble = config.method == "blade" and not by_token
     final = blade.final or ("ensemble" if can_ensemble else "none")
     return dataclasses.replace(
         blade,
         warmup_tokens=warmup if blade.warmup_tokens is None else blade.warmup_tokens,
         sync_every=sync_every,
         reference_learning_rate=blade.reference_learning_rate or config.train.learning_rate,
+        control=control,
         passes=blade.passes or 1,
         round_share=blade.round_share or (_ENSEMBLE_ROUND_SHARE if final == "ensemble" else 1.0),
         proxy_average=span if blade.proxy_average is None else blade.proxy_average,

@@ -125,6 +125,18 @@ def test_the_proxy_is_averaged_unless_it_is_compared_as_it_is(control, span):
     assert resolve(10**6, blade=BladeConfig(control=control)).blade.proxy_average == span
 
 
+@pytest.mark.parametrize(
+    ("granularity", "control", "part"), [("document", "lookahead", 3), ("token", "proxy", 20)]
+)
+def test_by_token_the_warm_up_is_short_and_the_proxy_is_the_control(granularity, control, part):
+    blade = resolve(10**6, granularity=granularity).blade
+    assert (blade.control, blade.warmup_tokens) == (control, 10**6 // part)
+    assert resolve(10**5, PRETRAINED, granularity=granularity).blade.warmup_tokens == 5_000
+    asked = BladeConfig(control="lookahead", warmup_tokens=7)
+    blade = resolve(10**6, granularity=granularity, blade=asked).blade
+    assert (blade.control, blade.warmup_tokens, blade.proxy_average) == ("lookahead", 7, 0.1)
+
+
 def test_the_learning_rate_ramps_up_over_a_tenth_of_the_steps():
     config = resolve(300_000, keep=0.5)
     steps = 100_000 // 2048 + math.ceil(300_000 / 2048)
@@ -156,6 +168,7 @@ def test_documents_are_sampled_and_tokens_are_not():
 
 def test_what_the_user_set_is_kept():
     blade = BladeConfig(
+        control="proxy",
         warmup_tokens=0,
         sync_every=7,
         reference_steps=11,
