@@ -23,6 +23,8 @@ _ROWS = 512
 """Rows of logits made at once on a CPU."""
 _ROW_MULTIPLE = 256
 """Rows of a gradient's products come in multiples of this, so that their shapes are few."""
+_WORTH_GATHERING = 0.75
+"""Share of rows that learn up to which gathering them costs less than it saves."""
 
 
 def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -72,7 +74,7 @@ def _gradients(low: Tensor, head: Tensor, errors: Tensor, each: Tensor) -> tuple
 
 
 def _rows_that_learn(gradient: Tensor) -> Tensor | None:
-    """Rows with a gradient, and some more to make a round number; None for all.
+    """Rows with a gradient, and some more to make a round number; None where it pays to take all.
 
     On a CPU only: elsewhere the host would wait for their count.
     """
@@ -80,7 +82,7 @@ def _rows_that_learn(gradient: Tensor) -> Tensor | None:
         return None
     still = gradient == 0
     number = -int((~still).sum()) // _ROW_MULTIPLE * -_ROW_MULTIPLE
-    if number >= len(gradient):
+    if number > _WORTH_GATHERING * len(gradient):
         return None
     return torch.argsort(still.to(torch.uint8), stable=True)[:number]
 
