@@ -392,7 +392,7 @@ def test_an_ensemble_is_a_mean_in_which_the_first_pair_counts_twice(
     assert reported == pytest.approx(separation, rel=1e-3)
     assert reported > 0.5
     variance = 1 / len(on_target) + 1 / len(on_pool)
-    temperature = (2 * variance**0.5 / reported) ** 6
+    temperature = (2.5 * variance**0.5 / reported) ** 6
     noise = temperature * on_pool.std() * gumbel(make_key(0, "soft selection"), every.ids)
     np.testing.assert_allclose(found.score, expected + noise, rtol=1e-3, atol=1e-4)
     mean = (2 * excess[0] + excess[rounds]) / 3

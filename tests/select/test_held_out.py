@@ -152,7 +152,7 @@ def test_separation_and_noise():
     assert found.spreads == pytest.approx(4.0)
     assert found.spread == pytest.approx(1.0)
     assert found.standard_errors == pytest.approx(4.0 / np.sqrt(1 / 2 + 1 / 4))
-    assert found.temperature == pytest.approx((2 / found.standard_errors) ** 6)
+    assert found.temperature == pytest.approx((2.5 / found.standard_errors) ** 6)
     ids = np.arange(50)
     expected = found.temperature * gumbel(make_key(7, "soft selection"), ids)
     np.testing.assert_allclose(found.noise(7, ids), expected)
@@ -163,7 +163,7 @@ def test_separation_and_noise():
 
 
 @pytest.mark.parametrize(
-    ("mean", "temperature"), [(2.0, 1.0), (4.0, 1 / 64), (1.0, 64.0), (0.0, 20.0**6)]
+    ("mean", "temperature"), [(2.5, 1.0), (5.0, 1 / 64), (1.25, 64.0), (0.0, 25.0**6)]
 )
 def test_the_noise_falls_steeply_with_the_separation(mean, temperature):
     many = np.tile([-1.0, 1.0], 10**7)
@@ -171,7 +171,7 @@ def test_the_noise_falls_steeply_with_the_separation(mean, temperature):
     assert found.temperature == pytest.approx(temperature, rel=1e-5)
     assert (found.doubt is None) == (temperature < 1)
     below = measure_separation(np.array([-mean - 1]), many)
-    assert below.temperature == pytest.approx(20.0**6)
+    assert below.temperature == pytest.approx(25.0**6)
     assert "below the pool's mean" in below.doubt
 
 

@@ -3,7 +3,7 @@
 Documents of the target that nothing has learned from are scored like those of the pool, and stand
 some spreads above them, the SEPARATION. A target that is like the pool has none, and what then
 ranks highest is only odd: worse than a random sample (benchmarks/LOG.md). So scores are softened by
-Gumbel noise, which is as large as their spread where the separation is two standard errors, falls
+Gumbel noise, which is as large as their spread where the separation is 2.5 standard errors, falls
 steeply beyond, and leaves a random sample soon below.
 """
 
@@ -16,10 +16,10 @@ from curate.noise import gumbel, make_key
 from curate.read.documents import Int64
 from curate.score.excess import Float64, spread
 
-_CERTAIN = 2.0
-"""Standard errors of a separation at which noise is as large as the scores' spread."""
+_CERTAIN = 2.5
+"""Standard errors at which noise is as large as the scores' spread: chance, once in 160 times."""
 _STEEPNESS = 6
-"""Power with which noise falls: chance gives two standard errors once in 44 times, three in 740."""
+"""Power with which noise falls: a third of the spread is left at 3 standard errors, a 60th at 5."""
 _NOTHING = 0.1
 """At so many, and below, only noise is left."""
 
