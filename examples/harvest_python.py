@@ -191,6 +191,11 @@ def _description(metadata: str) -> Iterator[str]:
     return cut_lines(metadata.partition("\n\n")[2])
 
 
+def _records(lines: str) -> Iterator[str]:
+    """Yield the pieces of a package's list of files, but for scripts, which name their place."""
+    return cut_lines("\n".join(one for one in lines.split("\n") if not one.startswith("../")))
+
+
 def _is_charmap(file: Found) -> bool:
     return file.root == "stdlib" and file.parts[0] == "encodings"
 
@@ -229,7 +234,7 @@ KINDS = (
         cut_lines,
     ),
     Kind("encoding-tables", 0.06, lambda f: _is_charmap(f) and f.path.endswith(".py"), _charmap),
-    Kind("package-records", 0.04, lambda f: f.path.endswith(".dist-info/RECORD"), cut_lines),
+    Kind("package-records", 0.04, lambda f: f.path.endswith(".dist-info/RECORD"), _records),
     Kind(
         "data-files",
         0.03,

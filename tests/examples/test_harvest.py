@@ -158,6 +158,12 @@ def test_docstrings_come_from_the_source_alone() -> None:
     assert list(script.docstrings("print 'Python 2'")) == []
 
 
+def test_where_an_environment_lies_does_not_show_in_its_records() -> None:
+    files = "".join(f"some_package/module_{i}.py,sha256=abc{i},123\n" for i in range(30))
+    ours, theirs = (f"../../../bin/tool,sha256={digest},220\n{files}" for digest in ("x", "y"))
+    assert list(script._records(ours)) == list(script._records(theirs)) != []
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe not UTF-8", b"a NUL \0 byte", None])
 def test_unreadable_files_are_skipped(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
