@@ -269,7 +269,8 @@ def _resolve_blade(
     if shape.llama is None:
         warmup = min(pool_tokens // 20, _PRETRAINED_WARMUP_BATCHES * batch)
     else:
-        part = pool_tokens // (20 if by_token else 3)
+        goes_on = by_token and config.method != "color"  # whose proxy learns in the warm-up alone
+        part = pool_tokens // (20 if goes_on else 3)
         warmup = min(part, _TOKENS_PER_PARAMETER * num_parameters)
     blocks = max(1, math.ceil(pool_tokens / _block_tokens(config)))
     sync_every = blade.sync_every or min(

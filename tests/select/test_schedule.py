@@ -132,6 +132,8 @@ def test_by_token_the_warm_up_is_short_and_the_proxy_is_the_control(granularity,
     blade = resolve(10**6, granularity=granularity).blade
     assert (blade.control, blade.warmup_tokens) == (control, 10**6 // part)
     assert resolve(10**5, PRETRAINED, granularity=granularity).blade.warmup_tokens == 5_000
+    color = resolve(10**6, granularity=granularity, method="color").blade
+    assert color.warmup_tokens == 10**6 // 3, "its proxy learns from nothing else"
     asked = BladeConfig(control="lookahead", warmup_tokens=7)
     blade = resolve(10**6, granularity=granularity, blade=asked).blade
     assert (blade.control, blade.warmup_tokens, blade.proxy_average) == ("lookahead", 7, 0.1)
