@@ -8,8 +8,6 @@ losses are applied to the small factors: with errors E [M, V], hidden states h [
 [V, D] and gradients g [M],
 
     grad h = diag(g) E W,    grad W = E' diag(g) h.
-
-Rows whose g is zero, tokens that are context and no label, are left out of both products.
 """
 
 from __future__ import annotations
@@ -21,10 +19,6 @@ from torch import Tensor, nn
 
 _ROWS = 512
 """Rows of logits made at once on a CPU."""
-_ROW_MULTIPLE = 256
-"""Rows of a gradient's products come in multiples of this, so that their shapes are few."""
-_WORTH_GATHERING = 0.75
-"""Share of rows that learn up to which gathering them costs less than it saves."""
 
 
 def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,32 +53,9 @@ class _HeadLosses(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         low, head, errors = context.saved_tensors
         each = gradients[0][:, None]
-        rows = _rows_that_learn(gradients[0])
-        if rows is None:
-            hidden, weight = _gradients(low, head, errors, each)
-        else:
-            some, weight = _gradients(low[rows], head, errors[rows], each[rows])
-            hidden = some.new_zeros(low.shape).index_copy_(0, rows, some)
-        return hidden.to(context.dtypes[0]), weight.to(context.dtypes[1]), None, None
-
-
-def _gradients(low: Tensor, head: Tensor, errors: Tensor, each: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the hidden states and of the weights; see the module's docstring."""
-    return (errors @ head) * each, errors.T @ (low * each).to(low.dtype)
-
-
-def _rows_that_learn(gradient: Tensor) -> Tensor | None:
-    """Rows with a gradient, and some more to make a round number; None where it pays to take all.
-
-    On a CPU only: elsewhere the host would wait for their count.
-    """
-    if gradient.device.type != "cpu":
-        return None
-    still = gradient == 0
-    number = -int((~still).sum()) // _ROW_MULTIPLE * -_ROW_MULTIPLE
-    if number > _WORTH_GATHERING * len(gradient):
-        return None
-    return torch.argsort(still.to(torch.uint8), stable=True)[:number]
+        hidden = ((errors @ head) * each).to(context.dtypes[0])
+        weight = (errors.T @ (low * each).to(low.dtype)).to(context.dtypes[1])
+        return hidden, weight, None, None
 
 
 def _losses(hidden: Tensor, head: Tensor, targets: Tensor, errors: Tensor | None) -> Tensor:
