@@ -192,8 +192,14 @@ def _description(metadata: str) -> Iterator[str]:
 
 
 def _records(lines: str) -> Iterator[str]:
-    """Yield the pieces of a package's list of files, but for scripts, which name their place."""
-    return cut_lines("\n".join(one for one in lines.split("\n") if not one.startswith("../")))
+    """Yield the pieces of a package's list of files.
+
+    Left out are scripts, whose line has their place, and what not every installer compiles.
+    """
+    told = (
+        one for one in lines.split("\n") if not (one.startswith("../") or "__pycache__/" in one)
+    )
+    return cut_lines("\n".join(told))
 
 
 def _is_charmap(file: Found) -> bool:

@@ -158,9 +158,13 @@ def test_docstrings_come_from_the_source_alone() -> None:
     assert list(script.docstrings("print 'Python 2'")) == []
 
 
-def test_where_an_environment_lies_does_not_show_in_its_records() -> None:
+def test_how_an_environment_was_made_does_not_show_in_its_records() -> None:
     files = "".join(f"some_package/module_{i}.py,sha256=abc{i},123\n" for i in range(30))
-    ours, theirs = (f"../../../bin/tool,sha256={digest},220\n{files}" for digest in ("x", "y"))
+    compiled = "some_package/__pycache__/module_0.cpython-311.pyc,,\n"
+    ours, theirs = (
+        f"../../../bin/tool,sha256={script_digest},220\n{files}{extra}"
+        for script_digest, extra in (("x", compiled), ("y", ""))
+    )
     assert list(script._records(ours)) == list(script._records(theirs)) != []
 
 
