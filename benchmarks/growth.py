@@ -4,12 +4,14 @@ Runs of the command line over pools of 1, 2, 4 and 8 times a size, each in a pro
 reports its peak resident memory. Sizes alternate; ratios to the smallest pool are taken within each
 repeat, and are medians over the repeats. Pools larger than the one given repeat its documents.
 
-Time per token is constant only where the work per token is: below 6 million tokens a sync takes at
-least 120 steps, and start-up is a fixed few seconds, so the smallest pool has 22 MB by default.
+Time per token can be constant only where the work per token is. A start takes some five seconds,
+and on pools below some 20 million tokens a sync takes 120 steps, whatever their size: a sixth of a
+run over 12 MB. So K is set, and small, for the question of time.
 
-    python benchmarks/growth.py --pool POOL --target TARGET --work WORK
+    python benchmarks/growth.py --pool POOL --target TARGET --work WORK --name time \
+        --megabytes 12 --sizes 1 2 4 8 --set blade.reference_steps=20
     python benchmarks/growth.py --pool POOL --target TARGET --work WORK --name memory \
-        --sizes 1 10 --megabytes 4
+        --megabytes 4 --sizes 1 10
 
 Finished runs are lines of WORK/NAME.jsonl and are not made again, so the benchmark runs in pieces.
 Writes benchmarks/results/growth-NAME.json.
@@ -54,6 +56,7 @@ def run(pool: Path, out: Path, arguments: list[str]) -> dict[str, Any]:
         "tokens": tokens,
         "documents": found["run"]["pool_documents"],
         "microseconds_per_token": 1e6 * seconds / tokens,
+        "processor_microseconds_per_token": 1e6 * (usage.ru_utime + usage.ru_stime) / tokens,
         "peak_bytes": usage.ru_maxrss * 1024,
         "activity_seconds": found["activity_seconds"],
     }
@@ -65,11 +68,11 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--megabytes", type=float, default=22, help="of the smallest pool")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--megabytes", type=float, required=True, help="of the smallest pool")
+    parser.add_argument("--sizes", type=int, nargs="*", required=True)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--set", action="append", default=[], dest="settings")
-    parser.add_argument("--name", default="time")
+    parser.add_argument("--name", required=True)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     arguments = ["--target", str(options.target), "--model", options.model]
@@ -123,7 +126,7 @@ def read_rows(path: Path, sizes: list[int]) -> dict[int, list[dict[str, Any]]]:
     return {size: [row for row in every if row["size"] == size] for size in sizes}
 
 
-MEASURES = ("microseconds_per_token", "peak_bytes")
+MEASURES = ("microseconds_per_token", "processor_microseconds_per_token", "peak_bytes")
 
 
 def ratios(rows: list[dict[str, Any]], base: list[dict[str, Any]], key: str) -> list[float]:
