@@ -35,7 +35,7 @@ from curate.train.compute import return_freed_memory
 from curate.train.optimizer import StepRecord
 
 _TOKENS_BETWEEN_RETURNS = 80_000
-"""Pool tokens after which freed memory goes back to the system: seconds of a small model's work."""
+"""Tokens after which freed memory goes back to the system: seconds of a small model's work."""
 _NOT_TRAINED = "Run with --set compute.dtype=float32, or with another model."
 """What to do when no rate can be to blame."""
 
@@ -111,6 +111,7 @@ class Rounds:
         self._method: Method | None = None
         self._before: str | None = None
         self._stage, self._part, self._part_started = "", 0, 0.0
+        self._since_return = 0
 
     def stages(self) -> list[str]:
         """Names of the stages in order."""
@@ -128,8 +129,12 @@ class Rounds:
             self._pause({})
 
     def on_tokens(self, tokens: int) -> None:
-        """Show progress; what a warm-up does besides steps can stop here."""
+        """Show progress, and give memory back; what a warm-up does besides steps can stop here."""
         self._progress.advance(tokens)
+        self._since_return += tokens
+        if self._since_return >= _TOKENS_BETWEEN_RETURNS:
+            return_freed_memory()
+            self._since_return = 0
         if self._stage == "warm-up":
             self._stop.check()
 
@@ -338,7 +343,7 @@ class Rounds:
         last = whole_pass or takes_rest
         first_token = 0 if whole_pass else part * schedule.round_tokens
         stream = self._cache.stream(self._config.seed, "pass", pass_index)
-        tokens = documents = since = 0
+        tokens = documents = 0
         size = schedule.scoring_block_tokens if whole_pass else schedule.block_tokens
         for block in draw_blocks(stream, size):
             if not last and tokens >= first_token + schedule.round_tokens:
@@ -349,10 +354,6 @@ class Rounds:
             elif tokens >= first_token:
                 self._progress.show(documents=f"{documents:,}")
                 yield block
-                since += block.num_tokens
-                if since >= _TOKENS_BETWEEN_RETURNS:
-                    return_freed_memory()
-                    since = 0
             tokens += block.num_tokens
 
     def _show(self, start: RoundStart) -> None:

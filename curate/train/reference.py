@@ -47,6 +47,7 @@ def step_away(
     config: TrainConfig,
     first_step: int,
     on_step: Callable[[StepRecord], None],
+    on_tokens: Callable[[int], None],
 ) -> LanguageModel:
     """A frozen copy of the proxy after `steps`, taken with a fresh AdamW; the proxy is unchanged.
 
@@ -61,6 +62,7 @@ def step_away(
         config: moments, weight decay and gradient clip.
         first_step: step number of the first record.
         on_step: told of every step.
+        on_tokens: told of every step's tokens.
     """
     if not steps:
         return proxy.frozen_copy()
@@ -73,5 +75,6 @@ def step_away(
     optimizer = Optimizer(moved, name, config, schedule)
     for terms in steps:
         on_step(optimizer.step(terms, first_step))
+        on_tokens(sum(term.documents.num_tokens for term in terms))
     moved.network.requires_grad_(False)
     return moved

@@ -17,7 +17,7 @@ TARGET = [make_documents([9, 4], seed=seed) for seed in range(12)]
 POOL = [make_documents([6, 11], seed=100 + seed) for seed in range(12)]
 
 
-def away(proxy, steps, records=None, rate=1e-2, decay=False):
+def away(proxy, steps, records=None, rate=1e-2, decay=False, tokens=None):
     return step_away(
         proxy,
         "reference",
@@ -27,6 +27,7 @@ def away(proxy, steps, records=None, rate=1e-2, decay=False):
         config=TrainConfig(),
         first_step=30,
         on_step=(records if records is not None else []).append,
+        on_tokens=(tokens if tokens is not None else []).append,
     )
 
 
@@ -59,8 +60,9 @@ def test_no_steps_give_a_frozen_copy():
 
 
 def test_steps_are_numbered_on_and_ramp_up_over_a_tenth():
-    records = []
-    away(make_model(), reference_terms(TARGET * 2, [], 0.0)[:20], records, rate=1e-2)
+    records, tokens = [], []
+    away(make_model(), reference_terms(TARGET * 2, [], 0.0)[:20], records, 1e-2, tokens=tokens)
+    assert tokens == [13] * 20
     assert [record.step for record in records] == list(range(30, 50))
     assert {record.model for record in records} == {"reference"}
     assert [record.learning_rate for record in records[:3]] == pytest.approx([5e-3, 1e-2, 1e-2])

@@ -110,9 +110,9 @@ class Pair:
             config=config.train,
             first_step=self._steps[name],
             on_step=self._context.on_step,
+            on_tokens=self._context.on_tokens,
         )
         self._steps[name] += len(steps)
-        self._context.on_tokens(sum(t.documents.num_tokens for step in steps for t in step))
         return moved
 
     def _pool_batches(
