@@ -1,6 +1,6 @@
 r"""Do memory and time per token stay the same as the pool grows?
 
-Runs of the command line over pools of 1, 2, 4 and 8 times a size, each in a process of its own that
+Runs of the command line over pools of several times a size, each in a process of its own that
 reports its peak resident memory. Sizes alternate; ratios to the smallest pool are taken within each
 repeat, and are medians over the repeats. Pools larger than the one given repeat its documents.
 
