@@ -30,7 +30,7 @@ from text_pool import write_pool
 
 import curate
 from curate.config.schema import ComputeConfig, TrainConfig
-from curate.read.cache import cache_from_json, draw_blocks
+from curate.read.cache import cache_from_json, draw_batches
 from curate.train.compute import keep_freed_memory, resolve_compute
 from curate.train.model import PRESETS, LanguageModel, build_network
 from curate.train.optimizer import Optimizer, Term, ramp_then_constant
@@ -68,7 +68,7 @@ def plain(out: Path, device: str, model: str) -> tuple[float, int]:
     rate = ramp_then_constant(train["learning_rate"], train["ramp_steps"])
     optimizer = Optimizer(proxy, "proxy", TrainConfig(), rate)
     started = time.perf_counter()
-    for block in draw_blocks(cache.stream(0, "pass", 0), train["batch_tokens"]):
+    for block in draw_batches(cache.stream(0, "pass", 0), train["batch_tokens"], 0):
         optimizer.step([Term(block)])
     return time.perf_counter() - started, cache.tokens
 

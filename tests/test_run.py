@@ -34,6 +34,7 @@ from run_helpers import (
     snapshot,
     spawn,
     write_plain_pool,
+    write_pool,
 )
 
 from curate.config import load_config
@@ -348,3 +349,15 @@ def test_the_rescore_is_a_round_of_its_own(strict: Run) -> None:
     steps = strict.sql("SELECT model, count(*), max(step) + 1 FROM training GROUP BY model")
     assert {model for model, *_ in steps} == {"proxy", "reference"}
     assert all(count == last for _, count, last in steps)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_rounds_draw_the_share_of_the_pool_that_is_asked_for(tmp_path: Path, share: float) -> None:
+    """Whether or not it is a whole number of rounds of T steps."""
+    inputs = write_pool(tmp_path)
+    settings = {"blade.round_share": share, "blade.sync_every": 3, "train.batch_tokens": 64}
+    run = run_tiny(inputs, tmp_path / "out", **settings)
+    drawn = run.sql("SELECT sum(tokens_scored) FROM round WHERE method = 'blade'")[0][0]
+    pool, longest = run.sql("SELECT sum(tokens), max(tokens) FROM document")[0]
+    assert len(run.sql("SELECT * FROM round")) > 2
+    assert share * pool <= drawn < share * pool + 2 * 160 + longest

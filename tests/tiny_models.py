@@ -149,8 +149,9 @@ class Planted:
         return list(draw_blocks(self.cache.stream(0, "pass", index), tokens))
 
 
-def make_planted(folder: Path, rows: int = 160) -> Planted:
-    """Write the planted pool under `folder` and tokenize it."""
+def make_planted(folder: Path, rows: int = 160, *, seed: int = 0, partitions: int = 2) -> Planted:
+    """Write the planted pool under `folder` and tokenize it; the seed is of the partitions."""
+    folder.mkdir(exist_ok=True)
     texts = [planted_text(row % 2, row) for row in range(rows)]
     pq.write_table(pa.table({"text": texts}), folder / "pool.parquet")
     corpus = open_corpus(str(folder / "pool.parquet"))
@@ -162,14 +163,14 @@ def make_planted(folder: Path, rows: int = 160) -> Planted:
             tokenizer,
             folder / "cache",
             metadata_columns=[],
-            partitions=2,
-            seed=0,
+            partitions=partitions,
+            seed=seed,
         )
     )
     target = [planted_text(0, 10_000 + row) for row in range(25)]
     encoded = tokenizer.encode(target)
     return Planted(
-        TokenCache(folder / "cache", fragments, 2),
+        TokenCache(folder / "cache", fragments, partitions),
         tokenizer,
         Documents(
             np.arange(len(target)),

@@ -23,6 +23,7 @@ def option(
     minimum: float = -math.inf,
     maximum: float = math.inf,
     above: float = -math.inf,
+    below: float = math.inf,
     key: str | None = None,
 ) -> Any:
     """A dataclass field that carries its documentation and limits.
@@ -34,10 +35,11 @@ def option(
         minimum: smallest number allowed.
         maximum: largest number allowed.
         above: the number must be strictly greater than this.
+        below: the number must be strictly less than this.
         key: the name in YAML, where it cannot be a Python name.
     """
-    limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above}
-    metadata = {"doc": doc, "key": key, **limits}
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    metadata = {"doc": doc, "key": key, "choices": choices, **limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -69,7 +71,8 @@ def _check_limits(path: str, value: object, limits: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     wanted = _limits_in_words(limits)
-    inside = limits["minimum"] <= value <= limits["maximum"] and value > limits["above"]
+    inside = limits["minimum"] <= value <= limits["maximum"]
+    inside = inside and limits["above"] < value < limits["below"]
     if not inside or value in (math.inf, -math.inf):
         raise InvalidInput(
             f"{path} must be a number {wanted}, but is {number_in_words(value)}.",
@@ -85,6 +88,8 @@ def number_in_words(value: float) -> str:
 
 def _limits_in_words(limits: Any) -> str:
     low, high, above = limits["minimum"], limits["maximum"], limits["above"]
+    if limits["below"] < math.inf:
+        return f"in [{low:g}, {limits['below']:g})"
     if above > -math.inf and high < math.inf:
         return f"in ({above:g}, {high:g}]"
     if low > -math.inf and high < math.inf:
@@ -163,8 +168,8 @@ class TrainConfig(Section):
         minimum=0,
     )
     weight_decay: float = option(0.1, "decoupled weight decay of matrices", minimum=0)
-    beta1: float = option(0.9, "AdamW first moment decay", minimum=0, maximum=1)
-    beta2: float = option(0.95, "AdamW second moment decay", minimum=0, maximum=1)
+    beta1: float = option(0.9, "AdamW first moment decay", minimum=0, below=1)
+    beta2: float = option(0.95, "AdamW second moment decay", minimum=0, below=1)
     gradient_clip: float = option(1.0, "largest gradient norm; longer ones are scaled", above=0)
     max_rollbacks: int = option(
         3,
@@ -389,14 +394,14 @@ class Config(Section):
                 "is decided.",
                 "Leave score_tokens out, or decide by document.",
             )
-        rounds_decide = self.blade.final == "none" or (
-            self.blade.final is None and self.granularity == "token"
-        )
-        if rounds_decide and (self.blade.round_share or 1) < 1:
+        by_rounds = self.method in ("blade", "rho1") and self.final_pass == "none"
+        if by_rounds and (self.blade.round_share or 1) < 1:
+            several = self.method == "blade" and self.granularity == "document"
+            passes = "rescore or ensemble" if several else "rescore"
             raise InvalidInput(
                 f"blade.round_share is {self.blade.round_share:g}, but no final pass decides about "
                 "the rest of the pool.",
-                "Set blade.final to rescore or ensemble, or leave blade.round_share out.",
+                f"Set blade.final to {passes}, or leave blade.round_share out.",
             )
         visits = (self.blade.passes or 1) + (self.blade.final == "rescore")
         if self.granularity == "token" and visits > 1 and self.blade.average != "last":
@@ -405,3 +410,12 @@ class Config(Section):
                 f"{self.blade.average or 'uniform'} and every document is visited {visits} times.",
                 "Set blade.average to last.",
             )
+
+    @property
+    def final_pass(self) -> str:
+        """What `blade.final` comes to under this method and granularity; an ensemble of the pairs
+        of several syncs is blade's alone.
+        """
+        ensemble = self.method == "blade" and self.granularity == "document"
+        final = self.blade.final or ("ensemble" if ensemble else "none")
+        return "none" if final == "ensemble" and self.method != "blade" else final

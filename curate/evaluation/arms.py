@@ -14,13 +14,12 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from curate.evaluation.store import Store
 from curate.noise import Sample, make_key, shuffled_order, uniform
 from curate.read.cache import TokenCache
-from curate.read.documents import Documents, concatenate
+from curate.read.documents import Documents, concatenate, cut
 from curate.write.repeat import repeat_counts
 
 _BINS = 1 << 20
@@ -59,8 +58,8 @@ def draw_sample(
 
 
 def gather(cache: TokenCache, sample: Sample, excluded: Sample | None) -> Iterator[Documents]:
-    """The documents of a sample chunk by chunk, those of `excluded` passed over."""
-    for chunk in cache.stream(0, "gather"):
+    """The documents of a sample chunk by chunk, in pool order, those of `excluded` passed over."""
+    for chunk in cache.in_pool_order():
         chosen = sample.holds(chunk.ids)
         if excluded is not None:
             chosen &= ~excluded.holds(chunk.ids)
@@ -69,8 +68,7 @@ def gather(cache: TokenCache, sample: Sample, excluded: Sample | None) -> Iterat
 
 def read_sample(cache: TokenCache, sample: Sample) -> Documents:
     """The documents of a small sample, in memory, in pool order."""
-    every = concatenate([part for part in gather(cache, sample, None) if len(part)])
-    return every.take(np.argsort(every.ids))
+    return concatenate([part for part in gather(cache, sample, None) if len(part)])
 
 
 def pass_over(store: Store, seed: int, piece_tokens: int) -> Iterator[Documents]:
@@ -120,24 +118,3 @@ def stream_pool(
             order = shuffled_order(key, np.arange(len(pieces)))
             for first in range(0, len(order), _CHUNK_PIECES):
                 yield pieces.take(order[first : first + _CHUNK_PIECES])
-
-
-def cut(documents: Documents, piece_tokens: int) -> tuple[npt.NDArray[np.int64], Documents]:
-    """Cut documents into consecutive pieces of at most `piece_tokens` tokens, copying no token.
-
-    Returns:
-        owners: position of the document that each piece belongs to, int64 [P].
-        pieces: the pieces, with their documents' ids and all bytes at the first piece.
-    """
-    counts = -(-documents.lengths // piece_tokens)
-    owners = np.repeat(np.arange(len(documents)), counts)
-    number = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = documents.offsets[owners] + number * piece_tokens
-    pieces = Documents(
-        np.asarray(documents.ids)[owners],
-        np.where(number == 0, np.asarray(documents.bytes)[owners], 0),
-        np.append(starts, documents.offsets[-1]),
-        documents.input_ids,
-        documents.counted,
-    )
-    return owners, pieces

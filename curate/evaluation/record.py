@@ -98,9 +98,10 @@ def result_facts(inputs: Inputs, plan: Plan, arm: str, seed: int) -> Facts:
     if arm in plan.stores:
         trained_on: Facts = {"dataset": inputs.datasets[arm].fingerprint}
     elif arm == RANDOM:
-        trained_on = {"sample_tokens": plan.sample_tokens}
-    else:
-        trained_on = {"pool": "whole"}
+        trained_on = {"random_tokens": plan.sample_tokens}
+    else:  # in an order that follows from the partitions of the run's tokens
+        parts = plan.cache.partitions
+        trained_on = {"partitions": [parts, inputs.run.config.seed if parts > 1 else 0]}
     return {
         **model_facts(plan.model),
         "tokenizer": inputs.tokenizer.fingerprint,

@@ -44,7 +44,7 @@ def cached_tokens(run: FinishedRun, tokenizer: TextTokenizer) -> TokenCache | No
     if not index.is_file():
         return None
     found = json.loads(index.read_text(encoding="utf-8"))
-    if found["tokenizer"] != tokenizer.fingerprint:
+    if (found["tokenizer"], found.get("seed")) != (tokenizer.fingerprint, run.config.seed):
         return None
     cache = cache_from_json(place, found["cache"])
     return cache if _is_whole(cache) else None
@@ -53,22 +53,22 @@ def cached_tokens(run: FinishedRun, tokenizer: TextTokenizer) -> TokenCache | No
 def tokenize_pool(
     run: FinishedRun, pool: Corpus, tokenizer: TextTokenizer, progress: Progress
 ) -> TokenCache:
-    """Tokenize the pool into `evaluation/tokens` of the run's folder."""
+    """Tokenize the pool into `evaluation/tokens` of the run's folder, in the run's partitions."""
     place = run.out / FOLDER / "tokens"
     shutil.rmtree(place, ignore_errors=True)
-    partitions = plan_partitions(pool)
+    partitions, seed = plan_partitions(pool), run.config.seed
     cache = TokenCache(place, (), partitions)
     progress.start("tokenize", sum(shard.text_bytes for shard in pool.shards), "B")
     for shard in pool.sound:
         try:
             for fragment in write_fragments(
-                pool, shard, tokenizer, place, metadata_columns=[], partitions=partitions, seed=0
+                pool, shard, tokenizer, place, metadata_columns=[], partitions=partitions, seed=seed
             ):
                 cache = cache.with_fragment(fragment)
                 progress.advance(fragment.bytes)
         except DamagedShard as damage:
             cache = cache.with_damage(shard.shard_id, damage.problem)
-    index = {"tokenizer": tokenizer.fingerprint, "cache": cache.to_json()}
+    index = {"tokenizer": tokenizer.fingerprint, "seed": seed, "cache": cache.to_json()}
     write_text(place / "cache.json", json.dumps(index) + "\n")
     return cache
 

@@ -14,6 +14,7 @@ blocks. Every point is exactly what a run of that budget alone would have given;
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -25,7 +26,7 @@ import numpy as np
 from curate.config.schema import TrainConfig
 from curate.errors import NonFiniteLoss
 from curate.read.cache import draw_blocks
-from curate.read.documents import Documents
+from curate.read.documents import Documents, concatenate
 from curate.score.loss import document_losses
 from curate.train.compute import Compute
 from curate.train.model import LanguageModel, ModelShape, build_network, load_network
@@ -174,6 +175,7 @@ class _Trainer:
     def __init__(self, settings: ModelSettings, model: LanguageModel) -> None:
         self.settings, self.model = settings, model
         self.optimizer = Optimizer(model, "evaluation", settings.train, self._rate)
+        self.last = Term(concatenate([]))
         self.budget = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -188,22 +190,25 @@ class _Trainer:
         if not last:
             twin = _Trainer(self.settings, self.model.trainable_copy())
             twin.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
-            twin.tokens, twin.seconds = self.tokens, self.seconds
+            twin.tokens, twin.seconds, twin.last = self.tokens, self.seconds, self.last
         twin.budget = budget
         return twin
 
     def step(self, block: Documents) -> None:
         started = time.monotonic()
-        try:
-            self.optimizer.step([Term(block)])
-        except NonFiniteLoss as error:
-            remedy = "Lower --learning-rate."
-            raise NonFiniteLoss(error.problem, remedy) from error
+        self.last = Term(block)
+        with _advised():
+            self.optimizer.step([self.last])
         self.tokens += block.num_tokens
         self.seconds += time.monotonic() - started
 
     def measure(self, test_sets: Mapping[str, Documents]) -> Measure:
-        found = {name: measure_documents(self.model, one) for name, one in test_sets.items()}
+        with _advised():  # what the last step broke shows only now
+            self.optimizer.check([self.last])
+            found = {name: measure_documents(self.model, one) for name, one in test_sets.items()}
+            for name, (loss, _) in found.items():
+                if not math.isfinite(loss):
+                    raise NonFiniteLoss(f"The loss on {name} text is {loss:g} after training.")
         return Measure(
             budget=self.budget,
             tokens=self.tokens,
@@ -217,3 +222,11 @@ class _Trainer:
         ramp = min(1.0, (step + 1) / max(1, int(self.settings.train.ramp_steps or 0)))
         left = (self.budget - self.tokens) / (DECAY_SHARE * self.budget) if self.budget else 1.0
         return self.settings.learning_rate * ramp * min(1.0, max(0.0, left))
+
+
+@contextlib.contextmanager
+def _advised() -> Iterator[None]:
+    try:
+        yield
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(error.problem, "Lower --learning-rate.") from error

@@ -339,14 +339,16 @@ class Rounds:
         schedule = self._schedule
         pass_index, part = divmod(index, schedule.rounds_per_pass)
         whole_pass = index >= schedule.rounds
-        takes_rest = schedule.whole and part == schedule.rounds_per_pass - 1
-        last = whole_pass or takes_rest
+        takes_rest = part == schedule.rounds_per_pass - 1
         first_token = 0 if whole_pass else part * schedule.round_tokens
+        end = schedule.pass_tokens if takes_rest else first_token + schedule.round_tokens
+        if whole_pass or end is None:
+            end = self._cache.tokens
         stream = self._cache.stream(self._config.seed, "pass", pass_index)
         tokens = documents = 0
         size = schedule.scoring_block_tokens if whole_pass else schedule.block_tokens
         for block in draw_blocks(stream, size):
-            if not last and tokens >= first_token + schedule.round_tokens:
+            if tokens >= end:
                 return
             documents += len(block)
             if tokens >= first_token and done > 0:

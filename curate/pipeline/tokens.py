@@ -127,20 +127,35 @@ def _grow(
 
 @doing(TOKENIZE)
 def read_target(inputs: Inputs, tokenizer: TextTokenizer) -> Documents:
-    """The tokenized target, in memory; reading stops after 16 M tokens."""
+    """The tokenized target, in memory; reading stops after 16 M tokens.
+
+    Raises:
+        InvalidInput: it gave no tokens.
+    """
     target = inputs.target
     ids: list[int] = []
     sizes: list[int] = []
     tokens = []
-    for shard in target.shards:
-        for first_row, batch in target.iter_batches(shard, columns=[target.text_column]):
-            column = batch.column(0)
-            sizes.extend(text_bytes(column).tolist())
-            tokens.extend(tokenizer.encode(sound_texts(column, shard, first_row)))
-            first = make_document_id(shard.shard_id, first_row)
-            ids.extend(range(first, first + batch.num_rows))
-            if sum(map(len, tokens)) > _TARGET_TOKENS:
-                break
+    read = 0
+    batches = (
+        (shard, *found)
+        for shard in target.shards
+        for found in target.iter_batches(shard, columns=[target.text_column])
+    )
+    for shard, first_row, batch in batches:
+        column = batch.column(0)
+        sizes.extend(text_bytes(column).tolist())
+        tokens.extend(tokenizer.encode(sound_texts(column, shard, first_row)))
+        first = make_document_id(shard.shard_id, first_row)
+        ids.extend(range(first, first + batch.num_rows))
+        read += sum(map(len, tokens[-batch.num_rows :]))
+        if read > _TARGET_TOKENS:
+            break
+    if read == 0:
+        raise InvalidInput(
+            "The target has no text: its documents gave no tokens.",
+            f"Give --target documents with text in column {target.text_column}.",
+        )
     lengths = np.array([len(one) for one in tokens], dtype=np.int64)
     every = Documents(
         np.array(ids, dtype=np.int64),

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from curate.clock import READ, doing
 from curate.errors import InvalidInput
 from curate.files import atomic_path
-from curate.noise import make_key, random_uint64, shuffled_order
+from curate.noise import make_key, random_uint64, shuffled_order, uniform
 from curate.read.corpus import Corpus, Shard
-from curate.read.documents import Documents, concatenate, offsets_from_lengths
+from curate.read.documents import Documents, concatenate, cut, offsets_from_lengths
 from curate.read.tokenizer import NOT_UTF8, TextTokenizer, read_texts, text_bytes
 from curate.records import DOCUMENT, make_document_id
 
@@ -122,6 +122,13 @@ class TokenCache:
             for partition in shuffled_order(key ^ int(window[0]), range(self.partitions)):
                 yield self._shuffled(window, int(partition), key)
 
+    def in_pool_order(self) -> Iterator[Documents]:
+        """Every document, left out or not, by fragment; no partition shows in the order."""
+        for fragment in self.fragments:
+            parts = [self._read(fragment, partition) for partition in range(self.partitions)]
+            every = concatenate(parts)
+            yield every.take(np.argsort(every.ids))
+
     @doing(READ)
     def _shuffled(self, window: npt.NDArray[np.int64], partition: int, key: int) -> Documents:
         parts = [self._read(self.fragments[int(i)], partition) for i in window]
@@ -202,6 +209,36 @@ def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Docu
                 held, held_tokens = [], held_tokens % block_tokens
     if held:
         yield concatenate(held)
+
+
+def draw_batches(
+    stream: Iterator[Documents], batch_tokens: int, key: int, *, longest: int | None = None
+) -> Iterator[Documents]:
+    """Blocks to train on, of `batch_tokens` tokens on average and never twice as many.
+
+    Documents longer than a batch are cut into pieces of at most one, which are scattered over their
+    chunk of the stream, so that no step is one long document's. The order of whole documents stays.
+
+    Args:
+        stream: documents in random order.
+        batch_tokens: tokens of a block.
+        key: of where the pieces go.
+        longest: tokens of a piece, `batch_tokens` by default.
+    """
+    pieces = (_scattered(chunk, longest or batch_tokens, key) for chunk in stream)
+    return draw_blocks(pieces, batch_tokens)
+
+
+def _scattered(documents: Documents, piece_tokens: int, key: int) -> Documents:
+    """Documents in pieces: the first where its document is, those after it anywhere."""
+    if documents.lengths.max(initial=0) <= piece_tokens:
+        return documents
+    owners, pieces = cut(documents, piece_tokens)
+    number = np.arange(len(owners)) - np.searchsorted(owners, owners)
+    noise = random_uint64(key, pieces.ids) + number.astype(np.uint64)
+    anywhere = uniform(key, noise.view(np.int64)) * len(documents)
+    place = np.where(number == 0, owners + 0.5, anywhere)
+    return pieces.take(np.argsort(place, kind="stable"))
 
 
 def plan_partitions(corpus: Corpus) -> int:

@@ -98,3 +98,28 @@ def _concatenate_counted(parts: Sequence[Documents]) -> npt.NDArray[np.bool_] | 
         return None
     every = [np.ones(p.num_tokens, dtype=bool) if p.counted is None else p.counted for p in parts]
     return np.concatenate(every)
+
+
+def cut(documents: Documents, piece_tokens: int) -> tuple[Int64, Documents]:
+    """Cut documents into consecutive pieces of at most `piece_tokens` tokens, copying no token.
+
+    Returns:
+        owners: position of the document that each piece belongs to, int64 [P].
+        pieces: the pieces, with their documents' ids and bytes in proportion to their tokens.
+    """
+    lengths = documents.lengths
+    counts = -(-lengths // piece_tokens)
+    owners = np.repeat(np.arange(len(documents)), counts)
+    number = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = documents.offsets[owners] + number * piece_tokens
+    sizes, whole = np.asarray(documents.bytes)[owners], np.maximum(lengths[owners], 1)
+    before = sizes * (number * piece_tokens) // whole
+    after = sizes * np.minimum((number + 1) * piece_tokens, lengths[owners]) // whole
+    pieces = Documents(
+        np.asarray(documents.ids)[owners],
+        after - before,
+        np.append(starts, documents.offsets[-1]),
+        documents.input_ids,
+        documents.counted,
+    )
+    return owners, pieces

@@ -103,8 +103,7 @@ def sampled_windows(
     whole = np.flatnonzero(lengths <= most)
     rolled = rolling_windows(lengths[whole], window, overlap)
     cut = np.flatnonzero(lengths > most)
-    size = min(window, max(1, most // SAMPLE_PIECES))
-    pieces = max(1, most // size)
+    pieces, size = sample_pieces(window, most)
     rank = np.tile(np.arange(pieces), len(cut))
     document = np.repeat(cut, pieces)
     start = rank * (lengths[document] - size) // max(1, pieces - 1)
@@ -116,6 +115,12 @@ def sampled_windows(
         window,
     )
     return windows.take(np.argsort(windows.document, kind="stable"))
+
+
+def sample_pieces(window: int, most: int) -> tuple[int, int]:
+    """Pieces in which a document of more than `most` tokens is read, and the tokens of each."""
+    size = min(window, max(1, most // SAMPLE_PIECES))
+    return max(1, most // size), size
 
 
 @dataclass(frozen=True, slots=True)

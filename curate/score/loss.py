@@ -8,7 +8,14 @@ import torch
 
 from curate.clock import MODEL, doing
 from curate.read.documents import Documents
-from curate.read.windows import Batch, Windows, make_batches, rolling_windows, sampled_windows
+from curate.read.windows import (
+    Batch,
+    Windows,
+    make_batches,
+    rolling_windows,
+    sample_pieces,
+    sampled_windows,
+)
 from curate.train.model import LanguageModel
 
 Float64 = npt.NDArray[np.float64]
@@ -38,9 +45,14 @@ def document_losses(model: LanguageModel, documents: Documents, most: int | None
     return _per_token(summed, counts)
 
 
-def tokens_read(lengths: npt.NDArray[np.int64], most: int | None) -> npt.NDArray[np.int64]:
-    """Tokens of each document that `document_losses` predicts, at most, int64 [N]."""
-    return lengths if most is None else np.minimum(lengths, most)
+def tokens_read(
+    model: LanguageModel, documents: Documents, most: int | None
+) -> npt.NDArray[np.int64]:
+    """Tokens of each document that `document_losses` predicts, int64 [N]."""
+    if most is None:
+        return documents.lengths
+    pieces, size = sample_pieces(model.window, most)
+    return np.where(documents.lengths > most, pieces * size, documents.lengths)
 
 
 @doing(MODEL)

@@ -40,12 +40,11 @@ _STATIC = ("color", "rho1")
 class Schedule:
     """How the pool is drawn: `passes` times, each in `rounds_per_pass` rounds of blocks.
 
-    A round takes `blocks_per_round` blocks' worth of tokens; the last of a whole pass takes the
-    rest.
+    A round takes `blocks_per_round` blocks' worth of tokens; the last of a pass takes the rest.
 
     Attributes:
         passes: times the pool is drawn for rounds; 0 for a method that scores once.
-        whole: whether the rounds of a pass draw all of the pool.
+        pass_tokens: tokens that the rounds of a pass draw; None for all of the pool.
         rounds_per_pass: rounds in a pass.
         blocks_per_round: blocks in a round.
         block_tokens: tokens of a block.
@@ -57,7 +56,7 @@ class Schedule:
     """
 
     passes: int = 1
-    whole: bool = True
+    pass_tokens: int | None = None
     rounds_per_pass: int = 1
     blocks_per_round: int = 1
     block_tokens: int = 65536
@@ -154,7 +153,7 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
     sync_every = int(blade.sync_every or 1)
     schedule = Schedule(
         passes=int(blade.passes or 1),
-        whole=share == 1,
+        pass_tokens=None if share == 1 else blocks * block_tokens,
         rounds_per_pass=max(1, round(blocks / sync_every)),
         blocks_per_round=sync_every,
         block_tokens=block_tokens,
@@ -166,7 +165,7 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
     if config.granularity == "token":  # a token's budget is its block's
         schedule = dataclasses.replace(schedule, scoring_block_tokens=block_tokens)
     passes = "pass" if schedule.passes == 1 else "passes"
-    over = "" if schedule.whole else f" over {share:.2g} of the pool"
+    over = "" if share == 1 else f" over {share:.2g} of the pool"
     rounds = "round" if schedule.rounds_per_pass == 1 else "rounds"
     line = (
         f"warm-up {blade.warmup_tokens:,} tokens; {schedule.passes} {passes}{over} x "
@@ -278,8 +277,8 @@ def _resolve_blade(
     )
     control = blade.control or ("proxy" if by_token else "lookahead")
     span = _PROXY_AVERAGE if control == "lookahead" else 0.0
-    can_ensemble = config.method == "blade" and not by_token
-    final = blade.final or ("ensemble" if can_ensemble else "none")
+    final = config.final_pass
+    share = blade.round_share or (_ENSEMBLE_ROUND_SHARE if final == "ensemble" else 1.0)
     return dataclasses.replace(
         blade,
         warmup_tokens=warmup if blade.warmup_tokens is None else blade.warmup_tokens,
@@ -287,7 +286,7 @@ def _resolve_blade(
         reference_learning_rate=blade.reference_learning_rate or config.train.learning_rate,
         control=control,
         passes=blade.passes or 1,
-        round_share=blade.round_share or (_ENSEMBLE_ROUND_SHARE if final == "ensemble" else 1.0),
+        round_share=share if final != "none" else 1.0,
         proxy_average=span if blade.proxy_average is None else blade.proxy_average,
         final=final,
         average=blade.average or ("last" if final == "ensemble" else "uniform"),

@@ -47,6 +47,7 @@ FIELDS = every_field()
 def numbers(field: Any, whole: bool) -> st.SearchStrategy[Any]:
     limits = field.metadata
     low, high, above = limits["minimum"], limits["maximum"], limits["above"]
+    high = min(high, limits["below"])
     if whole:
         low = None if low == -math.inf else int(low)
         high = 2**62 if high == math.inf else int(high)
@@ -55,6 +56,7 @@ def numbers(field: Any, whole: bool) -> st.SearchStrategy[Any]:
         min_value=None if max(low, above) == -math.inf else max(low, above),
         max_value=None if high == math.inf else high,
         exclude_min=above > -math.inf,
+        exclude_max=limits["below"] < math.inf,
         allow_nan=False,
         allow_infinity=False,
     )
@@ -103,7 +105,7 @@ def configs(draw: st.DrawFn) -> Config:
         blade["average"] = "last"
         blade["final"] = "none"
         tree["score_tokens"] = None
-    if blade["final"] == "none":
+    if blade["final"] == "none" or tree["method"] == "rho1":
         blade["round_share"] = draw(st.sampled_from([None, 1.0]))
     return config_from_tree(tree)
 
@@ -282,7 +284,7 @@ def test_wrong_type(assignment: str, expected: str, found: str) -> None:
         ("model.vocabulary_size=256", "of at least 257", "256"),
         ("train.learning_rate=0", "above 0", "0"),
         ("train.learning_rate=.inf", "above 0", "inf"),
-        ("train.beta1=1.1", "in [0, 1]", "1.1"),
+        ("train.beta1=1", "in [0, 1)", "1"),
         ("blade.lambda=-0.1", "of at least 0", "-0.1"),
         ("blade.lambda=.inf", "of at least 0", "inf"),
         ("blade.mixture_kept_share=0", "in (0, 1]", "0"),

@@ -101,7 +101,7 @@ def test_pieces_are_the_documents_in_order() -> None:
     assert owners.tolist() == [0, 1, 2, 2, 2, 4, 4]
     assert pieces.lengths.tolist() == [3, 8, 8, 8, 1, 8, 1]
     assert pieces.ids.tolist() == [0, 1, 2, 2, 2, 4, 4]
-    assert pieces.bytes.tolist() == [12, 32, 68, 0, 0, 36, 0]
+    assert pieces.bytes.tolist() == [12, 32, 32, 32, 4, 32, 4]
     flat = [token for piece in tokens_of(pieces) for token in piece]
     assert flat == documents.input_ids.tolist()
     assert cut(documents, LONG)[1].lengths.tolist() == [3, 8, 17, 9]
@@ -198,6 +198,16 @@ def test_a_sample_passes_over_what_is_excluded(planted: Planted) -> None:
     found = concatenate(list(gather(planted.cache, sample, held)))
     assert not held.holds(found.ids).any()
     assert abs(found.num_tokens - 0.5 * free) <= 60
+
+
+def test_a_sample_is_the_same_whatever_the_partitions(tmp_path: Path) -> None:
+    found = []
+    for name, seed, partitions in (("a", 0, 1), ("b", 1, 3)):
+        other = make_planted(tmp_path / name, seed=seed, partitions=partitions)
+        parts = list(gather(other.cache, Sample(make_key(0, "held"), 0.4), None))
+        found.append(concatenate(parts))
+    assert found[0].ids.tolist() == sorted(found[1].ids)
+    assert tokens_of(found[0]) == tokens_of(found[1])
 
 
 def test_the_pool_is_not_repeated_while_it_lasts(planted: Planted) -> None:

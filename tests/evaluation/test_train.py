@@ -219,6 +219,15 @@ def test_what_an_uncounted_token_is_matters_as_context_only() -> None:
     assert not same_weights(weights_of(ours), weights_of(unmasked))
 
 
+@pytest.mark.parametrize("rate", [1e6, 1e12, 1e30])
+def test_what_the_last_step_broke_is_not_measured(rate: float) -> None:
+    """A loss can come out finite of weights that no gradient can be taken of."""
+    wild = replace(SETTINGS, learning_rate=rate)
+    with pytest.raises(NonFiniteLoss) as raised:
+        train_and_measure(wild, endless(), [1], 0, TESTS)
+    assert raised.value.remedy == "Lower --learning-rate."
+
+
 def test_a_diverging_training_says_what_to_do() -> None:
     wild = replace(SETTINGS, learning_rate=math.inf)
     with pytest.raises(NonFiniteLoss) as raised:

@@ -12,6 +12,7 @@ from curate.read import cache as cache_module
 from curate.read.cache import (
     TokenCache,
     cache_from_json,
+    draw_batches,
     draw_blocks,
     metadata_values,
     plan_partitions,
@@ -251,3 +252,44 @@ def test_blocks_end_with_the_document_that_fills_them(chunks, block_tokens):
             assert drawn // block_tokens > before_last // block_tokens
     whole = [block.ids.tolist() for block in draw_blocks(iter([every]), block_tokens)]
     assert [block.ids.tolist() for block in blocks] == whole
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 90), max_size=8), max_size=5),
+    st.integers(1, 25),
+    st.one_of(st.none(), st.integers(1, 25)),
+)
+def test_batches_hold_every_token_once_and_no_long_document_whole(chunks, batch_tokens, longest):
+    first = itertools.accumulate(map(len, chunks), initial=0)
+    stream = [
+        make_documents(lengths, seed=start, first_id=start)
+        for lengths, start in zip(chunks, first, strict=False)
+    ]
+    every, piece = concatenate(stream), longest or batch_tokens
+    batches = list(draw_batches(iter(stream), batch_tokens, 7, longest=longest))
+    drawn = concatenate(batches)
+    assert max([0, *drawn.lengths]) <= piece
+    assert all(one.num_tokens < batch_tokens + piece for one in batches)
+    assert drawn.bytes.sum() == every.bytes.sum()
+    whole = drawn.take(np.flatnonzero(np.isin(drawn.ids, every.ids[every.lengths <= piece])))
+    kept = every.take(np.flatnonzero(every.lengths <= piece))
+    assert whole.ids.tolist() == kept.ids.tolist()
+    assert tokens_of(whole) == tokens_of(kept)
+    for place in np.flatnonzero(every.lengths > piece):
+        mine = drawn.take(np.flatnonzero(drawn.ids == every.ids[place]))
+        tokens = tokens_of(every)[place]
+        expected = [tokens[at : at + piece] for at in range(0, len(tokens), piece)]
+        assert sorted(tokens_of(mine)) == sorted(expected)
+
+
+def test_the_pieces_of_a_long_document_are_scattered():
+    stream = [make_documents([4] * 500 + [4000] + [4] * 500)]
+    batches = list(draw_batches(iter(stream), 40, 3))
+    holding = [place for place, one in enumerate(batches) if 500 in one.ids]
+    assert len(holding) > 60  # of 100 pieces
+    assert np.mean(holding) == pytest.approx(len(batches) / 2, rel=0.15)
+    again = draw_batches(iter(stream), 40, 3)
+    other = draw_batches(iter(stream), 40, 4)
+    order = [one.ids.tolist() for one in batches]
+    assert [one.ids.tolist() for one in again] == order
+    assert [one.ids.tolist() for one in other] != order

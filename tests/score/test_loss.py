@@ -14,6 +14,7 @@ from tiny_models import (
 )
 
 from curate.read.documents import concatenate
+from curate.read.windows import sampled_windows
 from curate.score.loss import document_losses, mean_loss, tokens_read
 from curate.train import model as model_module
 from curate.train.model import load_network
@@ -117,10 +118,18 @@ def test_a_sampled_loss_is_the_mean_over_the_pieces_that_were_read(folder):
                 logits = network(input_ids=torch.tensor([read])).logits[0].float()
             losses += (-logits.log_softmax(-1)[[0, 1], tokens[start : start + 2]]).tolist()
         expected[place] = np.mean(losses)
-    found = document_losses(wrap(load_network(str(folder))), documents, 8)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert tokens_read(documents.lengths, 8).tolist() == [8, 8, 8]
-    assert tokens_read(documents.lengths, None).tolist() == [60, 8, 9]
+    model = wrap(load_network(str(folder)))
+    np.testing.assert_allclose(document_losses(model, documents, 8), expected, rtol=1e-4)
+    assert tokens_read(model, documents, 8).tolist() == [8, 8, 8]
+    assert tokens_read(model, documents, None).tolist() == [60, 8, 9]
+
+
+@pytest.mark.parametrize("most", [4, 6, 8, 9, 31, 33, 50, 64])
+def test_as_many_tokens_are_said_to_be_read_as_windows_predict(most):
+    documents = make_documents([0, 3, 6, 8, 9, 40, 64, 65, 300])
+    windows = sampled_windows(documents.lengths, 8, 3, most)
+    predicted = np.bincount(windows.document, windows.stop - windows.scored, len(documents))
+    assert tokens_read(make_model(), documents, most).tolist() == predicted.tolist()
 
 
 def test_soft_capped_logits_do_not_take_the_short_way(folder):

@@ -16,6 +16,7 @@ from curate.noise import gumbel, make_key
 from curate.read.cache import draw_blocks
 from curate.read.documents import concatenate
 from curate.score.loss import document_losses, mean_loss
+from curate.select.methods import METHODS
 from curate.select.methods.blade import BladeMethod
 from curate.select.methods.classifier import TargetOdds
 from curate.select.methods.held_out import pool_sample
@@ -295,6 +296,18 @@ def test_training_on_kept_documents_is_one_step_on_them(planted):
     assert same_weights(weights_of(bench.proxy), weights_of(twin))
 
 
+@pytest.mark.parametrize("name", ["rho1", "color"])
+def test_static_references_prefer_documents_like_the_target(planted, name):
+    bench = make_bench(planted)
+    method = METHODS[name](bench.context)
+    method.warm_up()
+    method.start_round(0)
+    every = concatenate(list(planted.cache.stream(0)))
+    like = planted.kinds(every) == 0
+    scores = method.score(every).score
+    assert scores[like].mean() - scores[~like].mean() > scores.std()
+
+
 @pytest.mark.parametrize("train_on", ["kept", "mixture"])
 def test_nothing_kept_is_no_step(planted, train_on):
     bench = make_bench(planted, train_on=train_on)
@@ -316,7 +329,7 @@ def test_a_mixture_has_its_share_of_kept_tokens(planted, share):
         kept[:4] = True
         bench.tokens.clear()
         method.learn(block, kept)
-        (trained,) = bench.tokens
+        trained = sum(bench.tokens)
         wanted = min(block.lengths[kept].sum() / share, block.num_tokens)
         assert abs(trained - wanted) < block.lengths.max()
 

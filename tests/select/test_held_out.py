@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import (
     make_bench,
+    make_documents,
     make_planted,
     one_thread,  # noqa: F401
 )
@@ -15,7 +16,7 @@ from curate.read.cache import Fragment, TokenCache
 from curate.read.documents import concatenate
 from curate.select.methods.blade import BladeMethod
 from curate.select.methods.classifier import TargetOdds
-from curate.select.methods.held_out import HeldOut, _pool_share
+from curate.select.methods.held_out import HeldOut, _pool_share, pool_sample
 from curate.select.methods.separation import measure_separation
 from curate.train.optimizer import Optimizer
 
@@ -121,11 +122,56 @@ def test_a_pool_of_a_few_documents_gives_none_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "share"), [(1_000_000, 0.1), (4_194_304, 1 / 32), (10**12, 0.01)]
+    ("documents", "tokens", "share"),
+    [
+        (8_000, 1_000_000, 0.1),
+        (30_000, 4_194_304, 1 / 32),
+        (10**9, 10**12, 0.01),
+        (10_240, 10**9, 0.05),
+        (100, 10**9, 0.1),
+        (99, 10**9, 0.0),
+    ],
 )
-def test_a_large_pool_gives_up_no_more_than_it_must(tmp_path, tokens, share):
-    fragment = Fragment("shard-00000-00000", 0, 1000, 1000, tokens, 4 * tokens)
+def test_a_large_pool_gives_up_no_more_than_it_must(tmp_path, documents, tokens, share):
+    fragment = Fragment("shard-00000-00000", 0, documents, documents, tokens, 4 * tokens)
     assert _pool_share(TokenCache(tmp_path, (fragment,), 1)) == pytest.approx(share)
+
+
+def test_samples_of_long_documents_are_of_many(tmp_path, monkeypatch):
+    """Spreads are over documents: one that fills a sample on its own says nothing of them."""
+    context = make_bench(make_planted(tmp_path, rows=400)).context
+    whole = pool_sample(context)
+    monkeypatch.setattr("curate.select.methods.held_out.POOL_TOKENS", 50)
+    monkeypatch.setattr("curate.select.methods.held_out.POOL_DOCUMENTS", 60)
+    sample = pool_sample(context)
+    assert 60 <= len(sample) < 70
+    assert sample.ids.tolist() == whole.ids[: len(sample)].tolist()
+    assert len(HeldOut(context).pool()) > 20
+    monkeypatch.setattr("curate.select.methods.held_out._MOST_POOL_TOKENS", 500)
+    assert 500 <= pool_sample(context).num_tokens < 620
+
+
+def test_a_spread_is_not_measured_on_a_few_documents(tmp_path, monkeypatch):
+    context = make_bench(make_planted(tmp_path, rows=400)).context
+    every = ids_of(context.cache.stream(0))
+    monkeypatch.setattr("curate.select.methods.held_out._LARGEST_SHARE", 0.008)
+    held_out = HeldOut(context)
+    assert 0 < held_out.holds(concatenate(list(context.cache.stream(0)))).sum() < 5
+    assert ids_of([held_out.pool()]) == every
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "lengths", [[2000, *[10] * 20], [5, 1000], [10, 900, 900], [300, 300], [1, 1, 50, 1]]
+)
+def test_one_long_document_is_not_the_tenth_of_the_target(planted, seed, lengths):
+    target = make_documents(lengths, vocabulary=250)
+    context = dataclasses.replace(make_bench(planted, seed=seed).context, target=target)
+    held_out = HeldOut(context)
+    assert 0 < held_out.target.num_tokens <= target.num_tokens / 2
+    assert 0 < len(held_out.target) <= len(target) / 2
+    both = [*held_out.target.ids, *held_out.rest.target.ids]
+    assert sorted(both) == target.ids.tolist()
 
 
 def test_documents_that_were_held_out_score_like_those_that_were_not_seen(tmp_path):

@@ -1,16 +1,21 @@
 """The running average of the proxy's weights."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from tiny_models import (
     make_bench,
+    make_documents,
     one_thread,  # noqa: F401
     same_weights,
     weights_of,
 )
 
+from curate.config.schema import PerplexityConfig
 from curate.errors import NonFiniteLoss
+from curate.read.documents import concatenate
 from curate.score.loss import document_losses, mean_loss
 from curate.select.methods import METHODS
 from curate.select.methods.blade import BladeMethod
@@ -23,7 +28,7 @@ from curate.select.methods.proxy import Proxy
 def test_it_is_the_recurrence_over_the_live_weights(planted, span):
     proxy = Proxy(make_bench(planted, proxy_average=span).context)
     expected = None
-    for step, block in enumerate(planted.blocks()[:6]):
+    for step, block in enumerate(planted.blocks(tokens=240)[:6]):
         proxy.train(block)
         live = [one.double() for one in weights_of(proxy.model)]
         share = 1 / (1 + span * step)
@@ -89,7 +94,7 @@ def poison(model):
 def sound_proxy(planted):
     """A proxy after a step, and what it was."""
     proxy = Proxy(make_bench(planted, proxy_average=0.1).context)
-    proxy.train(planted.blocks()[0])
+    proxy.train(planted.blocks(tokens=240)[0])
     before = weights_of(proxy.model)
     proxy.check()
     assert same_weights(weights_of(proxy.model), before)
@@ -148,3 +153,45 @@ def test_what_would_be_kept_for_the_whole_run_is_looked_at_when_it_is_made(plant
     poison(method._proxy.scored)
     with pytest.raises(NonFiniteLoss, match=r"^Document \d+ got a loss that is not"):
         method.warm_up()
+
+
+def test_a_step_is_a_batch_however_long_documents_are(planted):
+    """A long document takes as many steps as it holds batches, in the proxy and away from it."""
+    long = make_documents([2300, 40, 90], vocabulary=250)
+    planted = dataclasses.replace(planted, target=long)
+    bench = make_bench(planted, lambda_=0.0, reference_steps=12)
+    proxy = Proxy(bench.context)
+    proxy.train(long)
+    assert [one.model for one in bench.steps] == ["proxy"] * 10
+    assert sum(bench.tokens) == long.num_tokens
+    assert max(bench.tokens) < 2 * 240
+    bench.tokens.clear()
+    Pair(bench.context, proxy).sync(0, 0.0, lookahead=True, choose=lambda block: block)
+    assert len(bench.tokens) == 12
+    assert max(bench.tokens) < 2 * 240
+    assert sum(bench.tokens) < 1.2 * 12 * 240
+
+
+def test_nothing_is_trained_on_where_no_token_counts(planted):
+    bench = make_bench(planted)
+    proxy = Proxy(bench.context)
+    long = make_documents([960], vocabulary=250)
+    counted = np.zeros(960, dtype=bool)
+    counted[500] = True
+    proxy.train(long.masked(counted))
+    assert len(bench.steps) == 1
+
+
+@pytest.mark.parametrize("band", ["middle", "lowest"])
+def test_perplexity_keeps_its_band(planted, band):
+    bench = make_bench(planted)
+    config = dataclasses.replace(bench.context.config, perplexity=PerplexityConfig(band=band))
+    method = METHODS["perplexity"](dataclasses.replace(bench.context, config=config))
+    method.warm_up()
+    every = concatenate(list(planted.cache.stream(0)))
+    losses = document_losses(method._proxy.scored, every)
+    order = np.argsort(losses)
+    half = np.searchsorted(np.cumsum(every.lengths[order]), every.num_tokens / 2)
+    far = np.abs(losses - losses[order][half]) if band == "middle" else losses
+    best = np.argsort(-method.score(every).score)
+    np.testing.assert_array_equal(best[:40], np.argsort(far)[:40])

@@ -133,12 +133,14 @@ def test_a_round_that_does_not_learn_leaves_the_proxy_alone(planted, tmp_path):
     bench = make_bench(planted, warmup_tokens=0)
     method = METHODS["blade"](bench.context)
     before = weights_of(bench.proxy)
-    run(method, planted.blocks(), tmp_path / "d", learn=False)
+    run(method, planted.blocks(tokens=400), tmp_path / "d", learn=False)
     assert same_weights(weights_of(bench.proxy), before)
     assert not [one for one in bench.steps if one.model == "proxy"]
-    run(method, planted.blocks(), tmp_path / "d", index=1)
+    run(method, planted.blocks(tokens=400), tmp_path / "d", index=1)
     assert not same_weights(weights_of(bench.proxy), before)
-    assert len([one for one in bench.steps if one.model == "proxy"]) == len(planted.blocks())
+    assert len([one for one in bench.steps if one.model == "proxy"]) == len(
+        planted.blocks(tokens=400)
+    )
 
 
 def test_a_round_without_blocks_is_a_round(planted, tmp_path):

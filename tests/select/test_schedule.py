@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tiny_models import SHAPE
 
 from curate.config.schema import BladeConfig, Config, ModelConfig, TrainConfig
+from curate.errors import InvalidInput
 from curate.select.methods import METHODS
 from curate.select.schedule import (
     at_lower_rates,
@@ -206,13 +207,13 @@ def test_rounds_before_an_ensemble_draw_a_third_of_a_pass():
     config = resolve(3_000_000)
     assert config.blade.round_share == pytest.approx(1 / 3)
     schedule = plan_rounds(config, pool_tokens=3_000_000)
-    assert (schedule.rounds, schedule.whole) == (1, False)
-    assert schedule.round_tokens == pytest.approx(1_000_000, rel=0.02)
+    assert schedule.rounds == 1
+    assert schedule.pass_tokens == pytest.approx(1_000_000, rel=0.02)
     assert "1 pass over 0.33 of the pool x 1 round; T = " in schedule.description[0]
     large = plan_rounds(resolve(10**9), pool_tokens=10**9)
-    assert large.rounds * large.round_tokens == pytest.approx(10**9 / 3, rel=0.01)
+    assert large.pass_tokens == pytest.approx(10**9 / 3, rel=0.01)
     every = plan_rounds(resolve(10**9, blade=BladeConfig(final="rescore")), pool_tokens=10**9)
-    assert every.whole
+    assert every.pass_tokens is None
     assert "; 1 pass x " in every.description[0]
 
 
@@ -236,6 +237,10 @@ def test_every_plan_is_valid_and_its_rounds_cover_their_share_of_a_pass(
     share = config.blade.round_share
     blocks = math.ceil(share * pool_tokens / schedule.block_tokens)
     assert (schedule.rounds_per_pass - 1) * schedule.blocks_per_round < blocks
+    if share < 1:
+        assert 0 <= schedule.pass_tokens - share * pool_tokens < schedule.block_tokens
+    else:
+        assert schedule.pass_tokens is None
     if sync_every is None:
         assert schedule.rounds_per_pass in (1, 2, 3)
     assert schedule.expected_tokens >= int((passes * share + 1) * pool_tokens)
@@ -299,3 +304,23 @@ def test_a_rollback_halves_the_rates_of_proxy_and_reference_and_changes_nothing_
 def test_a_reference_without_a_rate_of_its_own_keeps_to_the_proxys():
     lower = at_lower_rates(Config(pool="p", target="t", out="o"), 2)
     assert lower.train.learning_rate is lower.blade.reference_learning_rate is None
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_recipe_of_blade_serves_every_method(name):
+    """What only an ensemble needs is left out, and the config says so."""
+    blade = BladeConfig(final="ensemble", round_share=1 / 3)
+    if name == "rho1":
+        blade = BladeConfig(final="ensemble")
+    config = resolve(3_000_000, method=name, blade=blade)
+    METHODS[name].plan(config, 3_000_000)
+    ours = ("ensemble", pytest.approx(1 / 3)) if name == "blade" else ("none", 1.0)
+    assert (config.blade.final, config.blade.round_share) == ours
+    METHODS[name].plan(resolve(10**6, method=name, blade=BladeConfig()), 10**6)
+
+
+@pytest.mark.parametrize("final", [None, "none", "ensemble"])
+def test_rounds_that_decide_draw_all_of_the_pool(final):
+    with pytest.raises(InvalidInput) as caught:
+        resolve(10**6, method="rho1", blade=BladeConfig(round_share=0.5, final=final))
+    assert caught.value.remedy == "Set blade.final to rescore, or leave blade.round_share out."

@@ -172,6 +172,22 @@ def test_the_forward_pass_that_scores_is_the_one_that_is_trained_on(planted):
     )
 
 
+def test_no_graph_is_held_of_a_document_of_several_batches(planted):
+    bench = token_bench(planted, control="proxy", train_on="kept")
+    method = METHODS["blade"](bench.context)
+    method.start_round(0)
+    block = make_documents([2000], vocabulary=250)
+    with torch.no_grad():
+        expected = token_losses(bench.proxy, block).double().numpy()
+        expected -= token_losses(method._pair.reference, block).double().numpy()
+    scores = method.score(block)
+    assert method._forward is None
+    np.testing.assert_allclose(scores.token_score, expected, atol=1e-6)
+    bench.steps.clear()
+    method.learn(block, np.ones(2000, dtype=bool))
+    assert len(bench.steps) == 8
+
+
 def test_under_the_lookahead_control_the_proxy_trains_on_the_mask(planted):
     bench = token_bench(planted, control="lookahead", train_on="kept")
     method = METHODS["blade"](bench.context)

@@ -6,7 +6,8 @@ one step on what was kept, alone or mixed with unselected text of the same block
 only what it kept memorizes it and stops wanting it.
 
 At token granularity with the live proxy as control, the forward pass that scores a block is the one
-that is trained on: its graph is held from `score` to `learn`.
+that is trained on: its graph is held from `score` to `learn`. A document of several batches is
+scored without, and trained on in several steps.
 """
 
 from __future__ import annotations
@@ -101,11 +102,11 @@ class BladeMethod:
         reference = document_losses(self._reference, block, self._most)
         excess = excess_loss(control, reference)
         score = penalized_score(excess, self._lambda)
-        read = tokens_read(block.lengths, self._most)
+        read = tokens_read(self._reference, block, self._most)
         return Scores(control, reference, excess, score, tokens_read=read)
 
     def learn(self, block: Documents, kept: Bool) -> None:
-        """One proxy step on what was kept, or on a mixture that holds it."""
+        """A proxy step on what was kept, or on a mixture that holds it; more on long documents."""
         losses, self._forward = self._forward, None
         held_out = self._held_out.holds(block)
         if held_out.any():  # none by token
@@ -199,7 +200,7 @@ class BladeMethod:
         self._lambda, self._round, self._forward = lambda_, round_index, None
         sample, separation = self._held_out.target, self._separation
         if not len(sample):
-            sample, _ = target_sample(self._context)
+            sample = target_sample(self._context)
         return RoundStart(
             lambda_=lambda_,
             proxy_step=self._proxy.optimizer.steps,
@@ -219,7 +220,8 @@ class BladeMethod:
     def _score_tokens(self, block: Documents, *, learning: bool) -> Scores:
         with torch.no_grad():
             reference = _numpy(token_losses(self._reference, block))
-        if self._pair.control is None and self._proxy.average is None and learning:
+        live = self._pair.control is None and self._proxy.average is None
+        if live and learning and self._proxy.fit_a_step(block):
             self._forward = self._proxy.forward(block)
             control = _numpy(self._forward)
         else:

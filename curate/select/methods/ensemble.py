@@ -144,5 +144,5 @@ def ensemble_scores(
     if votes is not None:
         score += votes
     excess = excess_loss(control, reference)
-    read = tokens_read(documents.lengths, most)
+    read = tokens_read(last.reference, documents, most)
     return Scores(control, reference, excess, score, tokens_read=read, ngram_vote=votes)

@@ -9,18 +9,23 @@ as well, or it would stand out from any pool (benchmarks/LOG.md).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from curate.noise import Sample, make_key, shuffled_order
 from curate.read.cache import TokenCache, draw_blocks
-from curate.read.documents import Documents
+from curate.read.documents import Documents, concatenate
 from curate.select.methods.base import Context
 
 TARGET_TOKENS = 32_768
 POOL_TOKENS = 131_072
+POOL_DOCUMENTS = 512
+"""Sampled at least, however long they are: means and spreads are over documents."""
+_MOST_POOL_TOKENS = 8_000_000
+"""Sampled at most, so that documents of a book's length fit into memory."""
+_FEWEST_OF_POOL = 5
+"""Held-out documents that a spread can be measured on."""
 _FEWEST_OF_TARGET = 10
 """Documents, or half of a smaller target: a mean over fewer says little."""
 _LARGEST_SHARE = 0.1
@@ -62,8 +67,8 @@ class HeldOut:
     def pool(self) -> Documents:
         """Held-out pool documents, or any of a pool of a few; the same at every call."""
         unseen = self._context.cache.without(self._learned_from)
-        block = next(_sample_blocks(unseen, self._context.config.seed), None)
-        return pool_sample(self._context) if block is None else block
+        found = _sample(unseen, self._context.config.seed)
+        return found if len(found) >= _FEWEST_OF_POOL else pool_sample(self._context)
 
     def _learned_from(self, ids: npt.NDArray[np.int64]) -> Bool:
         return ~self._sample.holds(ids)
@@ -71,40 +76,52 @@ class HeldOut:
 
 def pool_sample(context: Context) -> Documents:
     """Random documents of the pool, held-out or not; the same at every call."""
-    return next(_sample_blocks(context.cache, context.config.seed))
+    return _sample(context.cache, context.config.seed)
 
 
-def target_sample(
-    context: Context, tokens: int = TARGET_TOKENS, fewest: int = 1
-) -> tuple[Documents, Documents]:
-    """Random documents of the target, until they have so many tokens, and the others.
-
-    At least `fewest`. Documents without tokens, of which nothing can be said, are in neither.
-    """
-    target = context.target.take(np.flatnonzero(context.target.lengths))
+def target_sample(context: Context) -> Documents:
+    """Random documents of the target, until they have `TARGET_TOKENS` tokens."""
+    target = context.target
     order = shuffled_order(make_key(context.config.seed, "target sample"), target.ids)
-    enough = max(fewest, int(np.searchsorted(np.cumsum(target.lengths[order]), tokens)) + 1)
-    return target.take(order[:enough]), target.take(np.sort(order[enough:]))
+    enough = int(np.searchsorted(np.cumsum(target.lengths[order]), TARGET_TOKENS)) + 1
+    return target.take(order[:enough])
 
 
 def _split_target(context: Context) -> tuple[Documents, Documents]:
-    """The target without a random tenth, and that tenth."""
-    target = context.target
-    documents = int(np.count_nonzero(target.lengths))
-    if documents > 1:
-        most = min(TARGET_TOKENS, round(_LARGEST_SHARE * target.num_tokens))
-        held_out, rest = target_sample(context, most, min(_FEWEST_OF_TARGET, documents // 2))
-        if rest.num_tokens:
-            return rest, held_out
-    return target, target.take(np.arange(0))
+    """The target without a random tenth of its tokens, and that tenth.
+
+    A document that would bring the tenth to more than half of all is passed over.
+    """
+    target = context.target.take(np.flatnonzero(context.target.lengths))
+    goal = min(TARGET_TOKENS, round(_LARGEST_SHARE * target.num_tokens))
+    fewest, most = min(_FEWEST_OF_TARGET, len(target) // 2), len(target) // 2
+    chosen: list[int] = []
+    tokens, lengths = 0, target.lengths
+    for place in shuffled_order(make_key(context.config.seed, "target sample"), target.ids):
+        if len(chosen) == most or (tokens >= goal and len(chosen) >= fewest):
+            break
+        if tokens + lengths[place] <= target.num_tokens / 2:
+            chosen.append(int(place))
+            tokens += int(lengths[place])
+    held_out = np.array(chosen, dtype=np.int64)
+    return target.take(np.setdiff1d(np.arange(len(target)), held_out)), target.take(held_out)
 
 
-def _sample_blocks(cache: TokenCache, seed: int) -> Iterator[Documents]:
-    return draw_blocks(cache.stream(seed, "pool sample"), POOL_TOKENS)
+def _sample(cache: TokenCache, seed: int) -> Documents:
+    """Random documents of a pool until there are enough of them and of their tokens."""
+    drawn: list[Documents] = []
+    documents = tokens = 0
+    for block in draw_blocks(cache.stream(seed, "pool sample"), POOL_TOKENS):
+        drawn.append(block)
+        documents, tokens = documents + len(block), tokens + block.num_tokens
+        if documents >= POOL_DOCUMENTS or tokens >= _MOST_POOL_TOKENS:
+            break
+    return concatenate(drawn)
 
 
 def _pool_share(cache: TokenCache) -> float:
     """Share of the pool's documents that is held out."""
     if cache.documents < _FEWEST_DOCUMENTS:
         return 0.0
-    return min(_LARGEST_SHARE, max(_SMALLEST_SHARE, POOL_TOKENS / cache.tokens))
+    enough = max(POOL_TOKENS / cache.tokens, POOL_DOCUMENTS / cache.documents)
+    return min(_LARGEST_SHARE, max(_SMALLEST_SHARE, enough))

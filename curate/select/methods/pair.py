@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from curate.noise import make_key, shuffled_order
-from curate.read.cache import draw_blocks
+from curate.read.cache import draw_batches
 from curate.read.documents import Documents
 from curate.select.methods.base import Context
 from curate.select.methods.ensemble import ScoringPair
@@ -121,11 +121,13 @@ class Pair:
         """K pool batches for L_train(a, .); a = 1 at the first sync."""
         config, first = self._context.config, self.reference is None
         whole = first or config.granularity == "token"
-        tokens = self._proxy.batch_tokens if whole else self._proxy.batch_tokens / config.keep
+        longest = self._proxy.batch_tokens
+        tokens = round(longest if whole else longest / config.keep)
         batches: list[Documents] = []
         for epoch in itertools.count():
             stream = self._context.cache.stream(config.seed, "sync", round_index, epoch)
-            for block in draw_blocks(stream, round(tokens)):
+            key = make_key(config.seed, "sync pieces", round_index, epoch)
+            for block in draw_batches(stream, tokens, key, longest=longest):
                 if len(batches) == num_steps:
                     return batches
                 batches.append(block if first else choose(block))
@@ -146,6 +148,7 @@ class Pair:
             for epoch in itertools.count():
                 key = make_key(self._context.config.seed, "target", epoch)
                 order = shuffled_order(key, target.ids)
-                yield from draw_blocks(iter([target.take(order)]), self._proxy.batch_tokens)
+                shuffled = iter([target.take(order)])
+                yield from draw_batches(shuffled, self._proxy.batch_tokens, key)
 
         return itertools.islice(epochs(), skip, None)

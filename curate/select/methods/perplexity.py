@@ -70,7 +70,7 @@ class PerplexityMethod:
         self._context.on_tokens(block.num_tokens)
         middle = self._context.config.perplexity.band == "middle"
         score = -np.abs(losses - self._center) if middle else -losses
-        read = tokens_read(block.lengths, self._context.config.score_tokens)
+        read = tokens_read(self._proxy.model, block, self._context.config.score_tokens)
         return Scores.of(score, proxy_loss=losses, tokens_read=read)
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:

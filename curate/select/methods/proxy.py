@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from curate.errors import NonFiniteLoss
-from curate.read.cache import draw_blocks
+from curate.noise import make_key
+from curate.read.cache import draw_batches
 from curate.read.documents import Documents
 from curate.score.loss import mean_loss, token_losses
 from curate.select.methods.base import Context
@@ -58,22 +59,31 @@ class Proxy:
         for epoch in itertools.count():
             if left <= 0:
                 return
-            stream = self._context.cache.stream(self._context.config.seed, "warm-up", epoch)
-            for block in draw_blocks(stream, self.batch_tokens):
+            seed = self._context.config.seed
+            stream = self._context.cache.stream(seed, "warm-up", epoch)
+            key = make_key(seed, "warm-up pieces", epoch)
+            for block in draw_batches(stream, self.batch_tokens, key):
                 if done > 0:
                     done -= 1
                 else:
-                    self.train(block)
+                    self._step(block)
                 left -= block.num_tokens
                 if left <= 0:
                     return
 
+    def fit_a_step(self, documents: Documents) -> bool:
+        """Whether documents are trained on in one step: they hold less than two batches."""
+        return documents.num_tokens < 2 * self.batch_tokens
+
     def train(self, documents: Documents) -> None:
-        """One step on the counted tokens of the documents."""
-        record = self.optimizer.step([Term(documents)])
-        self._update_average()
-        self._context.on_step(record)
-        self._context.on_tokens(documents.num_tokens)
+        """One step on the counted tokens, or as many as there are batches in long documents."""
+        if self.fit_a_step(documents):
+            self._step(documents)
+            return
+        key = make_key(self._context.config.seed, "step pieces", self.optimizer.steps)
+        for batch in draw_batches(iter([documents]), self.batch_tokens, key):
+            if batch.num_counted:
+                self._step(batch)
 
     def forward(self, documents: Documents) -> torch.Tensor:
         """Token losses with their graph, float32 [tokens], for `train_on_forward`."""
@@ -97,7 +107,7 @@ class Proxy:
         Raises:
             NonFiniteLoss: on a batch of the target, a loss or the gradient is NaN or infinite.
         """
-        sample = next(draw_blocks(iter([self._context.target]), self.batch_tokens))
+        sample = next(draw_batches(iter([self._context.target]), self.batch_tokens, 0))
         self.optimizer.check([Term(sample)])
         loss = mean_loss(self.scored, sample)
         if not math.isfinite(loss):
@@ -120,6 +130,12 @@ class Proxy:
         if self.average:
             self.average.network.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def _step(self, documents: Documents) -> None:
+        record = self.optimizer.step([Term(documents)])
+        self._update_average()
+        self._context.on_step(record)
+        self._context.on_tokens(documents.num_tokens)
 
     @torch.no_grad()
     def _update_average(self) -> None:
