@@ -387,10 +387,12 @@ def verify(
     from curate.verification.text import render_verification, verification_tree
 
     done = curate.verify(out, full, pool=pool, source=not no_source)
-    if form == "json":
-        click.echo(json.dumps(verification_tree(done), indent=2, ensure_ascii=False))
-    else:
-        click.echo(render_verification(done))
+    with _printing():
+        if form == "json":
+            tree = verification_tree(done)
+            Data().write(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+        else:
+            say(render_verification(done))
     if not done.holds:
         ctx.exit(1)
 

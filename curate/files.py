@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,6 +109,11 @@ def check_contained(folder: Path) -> None:
                 f"{path} is a link that leads out of its folder.",
                 "Put what it leads to in its place, or give another folder.",
             )
+
+
+def pattern_of(path: Path) -> str:
+    """The pattern that stands for this one file where DuckDB reads files, which takes patterns."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", str(path.absolute()))
 
 
 def sha256_file(path: Path) -> str:

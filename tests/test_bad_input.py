@@ -84,6 +84,31 @@ def test_a_broken_target_is_named(place: Path) -> None:
     assert said.endswith(").\nTo fix: Repair or remove the shard.\n")
 
 
+@pytest.mark.parametrize("shard", [0, 1])
+def test_damage_in_the_data_of_the_target(place: Path, shard: int) -> None:
+    """Behind a good footer and sound rows: found before the pool is read, not after."""
+    target = place / "targets"
+    target.mkdir()
+    for name in ("0", "1"):
+        rows = {"text": [f"row {row} " * 20 for row in range(3000)]}
+        pq.write_table(pa.table(rows), target / f"{name}.parquet", row_group_size=1000)
+    broken = target / f"{shard}.parquet"
+    data = bytearray(broken.read_bytes())
+    chunk = pq.read_metadata(broken).row_group(2).column(0)
+    data[chunk.data_page_offset : chunk.data_page_offset + 20] = bytes(20)
+    broken.write_bytes(data)
+    said = refused(place, target=target)
+    assert said.startswith(f"Error: Shard {broken} is not a readable Parquet file (")
+    assert said.endswith(").\nTo fix: Repair or remove the shard.\n")
+
+
+def test_a_row_of_the_target_that_is_not_text(place: Path) -> None:
+    target = place / "target.jsonl"
+    target.write_bytes(b'{"text": "a b"}\n' * 2000 + b'{"text": "\xff"}\n')
+    said = refused(place, target=target)
+    assert said.startswith(f"Error: Row 2000 of shard {target} cannot be used (")
+
+
 # Columns.
 
 
@@ -367,14 +392,76 @@ def test_output_path_below_a_file(place: Path) -> None:
     refused(place, out=place / "file" / "out")
 
 
-def test_output_path_that_the_log_cannot_have(place: Path) -> None:
-    """DuckDB refuses a question mark; that must be said before hours of work, not after."""
-    out = place / "what?"
+@pytest.mark.parametrize(("name", "character"), [("what?", "question mark"), ("a\\b", "backslash")])
+def test_output_path_that_the_log_cannot_have(place: Path, name: str, character: str) -> None:
+    """DuckDB refuses some characters; that must be said before hours of work, not after."""
+    out = place / name
     assert refused(place, out=out) == says(
-        f"DuckDB cannot write to {out / 'selection_log.duckdb'} because its path has a question "
-        "mark.",
+        f"DuckDB cannot write to {out / 'selection_log.duckdb'} because its path has a "
+        f"{character}.",
         "Choose an output folder without one.",
     )
+
+
+INSIDE = [
+    ("pool", "pool/out"),
+    ("pool/", "pool/a/b"),
+    ("file://{place}/pool", "pool/out"),
+    ("local://{place}/pool", "pool/out"),
+    ("pool/**/*.parquet", "pool/out"),
+    ("file://{place}/pool/**/*.parquet", "pool/out"),
+    ("p*", "pool/out"),
+    ("p*l/o*t", "pool/out"),
+    ("pool/*/*/*.parquet", "pool/out"),
+    ("pool/*/*/*/*.parquet", "pool/out"),
+    ("pool/o*/data/part-*", "pool/out"),
+    ("p[o]ol/**", "pool/../pool/out"),
+]
+APART = [
+    ("pool", "pool-out"),
+    ("pool/*.parquet", "pool/out"),
+    ("pool/*/*.parquet", "pool/out"),
+    ("pool/?.parquet", "pool/out"),
+    ("pool/**/*.parquet", "out"),
+    ("file://{place}/pool", "out"),
+    ("memory://{place}/pool", "pool/out"),
+    ("s3://pool/**", "pool/out"),
+    ("hf:owner/name?split=train", "out"),
+    ("pool/0.parquet", "pool/out"),
+]
+
+
+@pytest.mark.parametrize(("source", "out"), INSIDE)
+def test_output_folder_inside_its_input(
+    place: Path, monkeypatch: pytest.MonkeyPatch, source: str, out: str
+) -> None:
+    from curate.pipeline import prepare
+
+    monkeypatch.chdir(place)
+    source = source.format(place=place)
+    assert any(prepare.takes_in(source, Path(out) / name) for name in prepare._WRITTEN)
+
+
+@pytest.mark.parametrize("role", ["pool", "target"])
+@pytest.mark.parametrize("source", ["{folder}", "file://{folder}", "{folder}/**/*.parquet"])
+def test_an_output_folder_inside_its_input_is_refused(place: Path, role: str, source: str) -> None:
+    folder = write_plain_pool(place / "other") / "pool"
+    given, out = source.format(folder=folder), folder / "out"
+    assert refused(place, **{role: given, "out": out}) == says(
+        f"The output folder {out} lies inside --{role} {given}.",
+        "Give another folder with --out.",
+    )
+
+
+@pytest.mark.parametrize(("source", "out"), APART)
+def test_output_folder_beside_its_input(
+    place: Path, monkeypatch: pytest.MonkeyPatch, source: str, out: str
+) -> None:
+    from curate.pipeline import prepare
+
+    monkeypatch.chdir(place)
+    source = source.format(place=place)
+    assert not any(prepare.takes_in(source, Path(out) / name) for name in prepare._WRITTEN)
 
 
 def test_an_empty_output_folder_is_fine(place: Path) -> None:

@@ -83,6 +83,22 @@ def zeros_in_the_middle(path: Path) -> None:
     path.write_bytes(data)
 
 
+def with_columns(path: Path) -> pa.Table:
+    """Columns that no text and no metadata come from, beside those of `table`."""
+    vectors = pa.array([[float(row)] * 4 for row in range(ROWS)], pa.list_(pa.float32()))
+    pieces = pa.array([{"name": f"name {row}"} for row in range(ROWS)])
+    pictures = pa.array([f"bytes {row}".encode() * 9 for row in range(ROWS)])
+    columns = {"vectors": vectors, "pieces": pieces, "pictures": pictures}
+    whole = table()
+    for name, column in columns.items():
+        whole = whole.append_column(name, column)
+    pq.write_table(
+        whole, path, row_group_size=5, compression="none", use_dictionary=False,
+        write_page_checksum=True, store_schema=False,
+    )  # fmt: skip
+    return whole
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Two sound shards and a target; tests add a third shard that is not."""
@@ -155,6 +171,27 @@ def test_a_model_run_leaves_it_out_too(place: Path, tmp_path: Path) -> None:
     assert len(run.sql("FROM quarantined")) == 1
     assert_all_accounted_for(run)
     assert run.sql("SELECT count(*) FROM decision WHERE shard_id = 1") == [(0,)]
+
+
+@pytest.mark.parametrize("name", ["vectors", "pieces", "pictures", "id"])
+def test_damage_in_a_column_that_only_passes_through(
+    place: Path, tmp_path: Path, name: str
+) -> None:
+    """Found as the text is read, not when the dataset is written after all training."""
+    for shard in ("0", "1", "2"):
+        with_columns(place / "pool" / f"{shard}.parquet")
+    broken = place / "pool" / "1.parquet"
+    group = pq.read_metadata(broken).row_group(2)
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    (chunk,) = [one for one in chunks if one.path_in_schema.split(".")[0] == name]
+    data = bytearray(broken.read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 1
+    broken.write_bytes(data)
+    run = run_tiny(place, tmp_path / "out", **LENIENT, metadata_columns=[])
+    ((shard_id, problem),) = run.sql("SELECT shard_id, problem FROM quarantined")
+    assert shard_id == 1
+    assert problem.startswith(f"Shard {broken} is not a readable Parquet file (")
+    assert_all_accounted_for(run)
 
 
 def test_all_shards_are_damaged(place: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,9 @@ from run_helpers import (
 from curate.errors import OutputConflict
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.lock import locked
+from curate.pipeline.model_files import model_files
+from curate.read.tokenizer import train_tokenizer
+from curate.train.model import PRESETS, build_network
 
 SETTINGS = {
     "blade__passes": 2,
@@ -306,6 +310,99 @@ def test_an_added_shard_is_named(tmp_path: Path, fault: Fault) -> None:
     added.write_bytes((inputs / "pool" / "1.parquet").read_bytes())
     with pytest.raises(OutputConflict, match=re.escape(f"the pool shard {added} (added)")):
         run_tiny(inputs, out)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with its tokenizer; never change it."""
+    folder = tmp_path_factory.mktemp("pretrained") / "model"
+    tokenizer = train_tokenizer(iter(["river stone cloud amber"] * 9), 300)
+    tokenizer.save(folder)
+    size, prefix = tokenizer.vocabulary_size, tokenizer.prefix_id
+    network: Any = build_network(PRESETS["nano"], size, prefix, 0)
+    network.save_pretrained(str(folder))
+    return folder
+
+
+def other_weights(model: Path) -> None:
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2000] ^= 1
+    times = weights.stat()
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+
+
+def other_shape(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("alter", "difference"),
+    [
+        (other_weights, "the model's model.safetensors (changed)"),
+        (other_shape, "the model's config.json (changed)"),
+        (lambda model: (model / "merges.txt").touch(), "the model's merges.txt (added)"),
+        (lambda model: (model / "README.md").write_text("notes"), None),
+    ],
+    ids=["weights", "config", "added", "notes"],
+)
+def test_a_changed_model_is_named(
+    tmp_path: Path,
+    fault: Fault,
+    pretrained: Path,
+    alter: Callable[[Path], None],
+    difference: str | None,
+) -> None:
+    inputs, out = write_plain_pool(tmp_path), tmp_path / "out"
+    model = Path(shutil.copytree(pretrained, tmp_path / "model"))
+    settings = {"model.name": str(model), "method": "random"}
+    fault.at("tokens", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, out, **settings)
+    fault.at(None, after=True)
+    alter(model)
+    if difference is None:
+        run_tiny(inputs, out, **settings)
+        assert curate("verify", str(out)).exit_code == 0
+        return
+    before = snapshot(out)
+    with pytest.raises(OutputConflict) as caught:
+        run_tiny(inputs, out, **settings)
+    assert caught.value.problem == (
+        f"The output folder {out} holds a run that differs in {difference}."
+    )
+    assert snapshot(out) == before
+
+
+def test_a_run_of_before_models_were_recorded_goes_on(
+    tmp_path: Path, fault: Fault, pretrained: Path
+) -> None:
+    inputs, out = write_plain_pool(tmp_path), tmp_path / "out"
+    settings = {"model.name": str(pretrained), "method": "random"}
+    fault.at("tokens", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, out, **settings)
+    fault.at(None, after=True)
+    manifest = json.loads((out / "manifest.json").read_text())
+    files = {one["name"] for one in manifest.pop("model")}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    run_tiny(inputs, out, **settings)
+    assert "model" not in json.loads((out / "manifest.json").read_text())
+    assert curate("verify", str(out)).exit_code == 0
+
+
+def test_a_model_of_the_hub_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert model_files("nano") == model_files("owner/name") == []
+    place = tmp_path / "models--owner--name"
+    for folder in ("refs", "snapshots/c0ffee"):
+        (place / folder).mkdir(parents=True)
+    (place / "refs" / "main").write_text("c0ffee")
+    (place / "snapshots" / "c0ffee" / "config.json").write_text("{}")
+    assert model_files("owner/name") == [{"name": "commit", "fingerprint": "c0ffee"}]
 
 
 def test_an_output_folder_inside_the_pool(tmp_path: Path) -> None:

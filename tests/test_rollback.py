@@ -47,7 +47,8 @@ SMALL = {
     "blade__sync_every": 3,
     "blade__reference_steps": 3,
 }
-"""Some steps in every stage: 0 to 4 of the proxy in the warm-up, 5 to 7 in the first round."""
+"""Some steps in every stage: 0 to 4 of the proxy in the warm-up, 5 in the first round (to 7 in a
+whole pass)."""
 
 SETTINGS = {**SMALL, "blade__final": "rescore", "blade.lambda": 0.5}
 """Two models besides the proxy."""
@@ -235,7 +236,7 @@ def test_there_are_never_two_methods(
         made.append(weakref.ref(proxy.model.network))
 
     monkeypatch.setattr(Proxy, "__init__", counted)
-    Divergence("round-0000", "proxy", 6, rollbacks=2).plant(monkeypatch)
+    Divergence("round-0000", "proxy", 5, rollbacks=2).plant(monkeypatch)
     run_tiny(inputs, tmp_path / "out", **SMALL)
     assert len(made) == 3
 

@@ -24,8 +24,13 @@ from run_helpers import (
 )
 
 from curate import export, verify
+from curate.config import load_config
 from curate.config.schema import METHOD_NAMES
+from curate.errors import InvalidInput
 from curate.log.schema import DOCUMENT
+from curate.pipeline import tokens
+from curate.pipeline.prepare import prepare
+from curate.read.tokenizer import train_tokenizer
 
 
 def test_everything_may_be_kept(tmp_path: Path) -> None:
@@ -291,3 +296,34 @@ def test_rounds_draw_their_share_and_the_final_pass_everything(tmp_path: Path) -
     twice = "SELECT 1 FROM decision WHERE round < {} GROUP BY document_id HAVING count(*) > 1"
     assert run.sql(twice.format(last)) == []
     assert run.sql("SELECT count(*) FROM document WHERE reason = 'never_selected'")[0][0] > 100
+
+
+def test_a_target_is_cut_once_and_not_in_every_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = write_plain_pool(tmp_path)
+    (tmp_path / "targets").mkdir()
+    for shard in range(3):
+        texts = pa.table({"text": ["river stone cloud"] * (5 + shard)})
+        pq.write_table(texts, tmp_path / "targets" / f"{shard}.parquet")
+    places = {"pool": inputs / "pool", "target": tmp_path / "targets", "out": tmp_path / "out"}
+    prepared, _ = prepare(load_config(None, {key: str(place) for key, place in places.items()}))
+    tokenizer = train_tokenizer(iter(["river stone cloud"]), 300)
+    assert len(tokens.read_target(prepared, tokenizer)) == 5 + 6 + 7
+    monkeypatch.setattr(tokens, "_TARGET_TOKENS", 1)
+    assert len(tokens.read_target(prepared, tokenizer)) == 5
+
+
+def test_a_target_without_tokens_is_refused(tmp_path: Path) -> None:
+    inputs = write_plain_pool(tmp_path)
+    places = {"pool": inputs / "pool", "target": inputs / "pool", "out": tmp_path / "out"}
+    prepared, _ = prepare(load_config(None, {key: str(place) for key, place in places.items()}))
+
+    class Silent:
+        def encode(self, texts: list[str]) -> list[np.ndarray]:
+            return [np.zeros(0, dtype=np.uint16) for _ in texts]
+
+    with pytest.raises(InvalidInput) as caught:
+        tokens.read_target(prepared, Silent())
+    assert caught.value.problem == "The target has no text: its documents gave no tokens."
+    assert caught.value.remedy == "Give --target documents with text in column text."

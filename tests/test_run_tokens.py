@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
-from run_helpers import COMPARABLE, Run, curate, digest, run_tiny, shared_run, write_pool
+from run_helpers import (
+    COMPARABLE,
+    Run,
+    curate,
+    digest,
+    run_arguments,
+    run_tiny,
+    shared_run,
+    write_plain_pool,
+    write_pool,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curate.records import TOKEN_COLUMNS
@@ -213,3 +224,19 @@ def test_masks_become_labels(published: Run) -> None:
 def test_train_with_weights(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     run = shared_run(tmp_path_factory)
     assert run_example("train_with_weights.py", run, tmp_path).startswith("final loss ")
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "random"}], ids=["blade", "random"])
+def test_a_budget_that_keeps_no_token_is_said(tmp_path: Path, settings: dict[str, str]) -> None:
+    inputs, out = write_plain_pool(tmp_path), tmp_path / "out"
+    settings = {"granularity": "token", "keep": "1e-7", "blade__control": "proxy", **settings}
+    for _ in range(2):  # the same again
+        result = curate(*run_arguments(inputs, out, **settings))
+        assert result.exit_code == 2, result.exception
+        assert re.search(
+            r"Error: The budget keeps no token: keep is 1e-07 and the pool has [\d,]+ tokens\.\n"
+            r"To fix: Give a larger --keep or a larger pool, and another folder with --out\.\n$",
+            result.stderr,
+        )
+    kept = run_tiny(inputs, tmp_path / "document", keep="1e-7", method="random")
+    assert kept.sql("SELECT kept_documents FROM run") == [(1,)]

@@ -216,9 +216,12 @@ def test_a_closed_pipe_is_quiet(failing: Any, temporary: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is full")
-def test_a_standard_output_that_is_full(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("more", [["log"], ["verify"], ["verify", "--format", "json"]], ids=str)
+def test_a_standard_output_that_is_full(
+    tmp_path_factory: pytest.TempPathFactory, more: list[str]
+) -> None:
     run: Run = shared_run(tmp_path_factory, method="random")
-    program = [sys.executable, "-c", "from curate.cli import main; main()", "log", str(run.out)]
+    program = [sys.executable, "-c", "from curate.cli import main; main()", *more, str(run.out)]
     with Path("/dev/full").open("wb", buffering=0) as full:
         done = subprocess.run(
             program, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True,

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from curate import records
 from curate.errors import InvalidInput
-from curate.files import atomic_path
+from curate.files import atomic_path, pattern_of
 from curate.log import schema, views
 from curate.log.plain import json_text
 
@@ -78,11 +78,12 @@ def build_log(
 
 def check_log_path(path: Path) -> None:
     """Refuse a path that DuckDB cannot write to; worth asking before a long run."""
-    if "?" in str(path.absolute()):
-        raise InvalidInput(
-            f"DuckDB cannot write to {path} because its path has a question mark.",
-            "Choose an output folder without one.",
-        )
+    for character, name in (("?", "question mark"), ("\\", "backslash")):
+        if character in str(path.absolute()):
+            raise InvalidInput(
+                f"DuckDB cannot write to {path} because its path has a {name}.",
+                "Choose an output folder without one.",
+            )
 
 
 @contextlib.contextmanager
@@ -168,7 +169,7 @@ def _metadata_types(
 
 
 def _names(fragments: Sequence[Path]) -> list[str]:
-    return [str(fragment.absolute()) for fragment in fragments]
+    return [pattern_of(fragment) for fragment in fragments]
 
 
 def _insert_run(connection: duckdb.DuckDBPyConnection, run: Mapping[str, object]) -> None:

@@ -42,6 +42,7 @@ DAMAGED_SHARDS = "SELECT count(*) AS shards FROM shard WHERE status = 'quarantin
 _LARGEST_ID = 2**63 - 1
 _SQL_REMEDY = "Run DESCRIBE or SHOW TABLES to see what the log holds."
 _LOG_REMEDY = "Give the output folder of a finished curate run."
+_DAMAGED_REMEDY = "if it is damaged, restore it, or run curate again with another --out."
 _ID_REMEDY = "Give a document_id from the document table, or SHARD:ROW."
 QUERY_MEMORY = "2GB"
 """What a query may hold in memory; the rest goes to disk."""
@@ -89,7 +90,8 @@ def reading(out: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
         except duckdb.Error as error:
             raise InvalidInput(
-                f"The selection log in {out} cannot be read: {first_line(error)}", _LOG_REMEDY
+                f"The selection log in {out} cannot be read: {first_line(error)}",
+                f"{_LOG_REMEDY[:-1]}; {_DAMAGED_REMEDY}",
             ) from error
 
 
@@ -109,7 +111,7 @@ def cannot_open(out: Path, error: duckdb.Error) -> InvalidInput:
     """What to say when DuckDB does not open the log of the run in `out`."""
     return InvalidInput(
         f"The selection log in {out} cannot be opened: {first_line(error)}",
-        "Close other connections to it, or run curate again with the same output folder.",
+        f"Close other connections to it; {_DAMAGED_REMEDY}",
     )
 
 

@@ -22,6 +22,7 @@ from curate.config import Config, config_to_tree
 from curate.errors import InvalidInput, OutputConflict
 from curate.files import SEAL, check_contained, sealed_json_text, sha256_file, write_text
 from curate.pipeline.lock import LOCK
+from curate.pipeline.model_files import model_files
 from curate.read.corpus import Corpus, display_uri
 from curate.refusal import writing
 
@@ -131,8 +132,9 @@ class RunFolder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: settings and input fingerprints."""
-        return {key: self._manifest[key] for key in ("config", "pool", "target")}
+        """What makes two runs the same run: settings and fingerprints of inputs and model."""
+        keys = ("config", "pool", "target", "model")
+        return {key: self._manifest[key] for key in keys if key in self._manifest}
 
     def result(self, stage: str) -> Any:
         """What a finished stage left in the manifest, or None if it is not done."""
@@ -264,11 +266,14 @@ def _is_manifest(found: Any) -> bool:
     if not isinstance(found.get("curate_version"), str):
         return False
     inputs = [found.get("pool"), found.get("target")]
+    model = found.get("model", [])
     mappings = [found.get(key) for key in ("config", "stages", "files")]
     return (
         all(isinstance(one, dict) for one in [*mappings, found.get("partial", {})])
         and all(map(_is_result, found["stages"].items()))
         and all(isinstance(one, list) and all(map(_is_input, one)) for one in inputs)
+        and isinstance(model, list)
+        and all(_has_texts(one, "name", "fingerprint") for one in model)
     )
 
 
@@ -283,9 +288,11 @@ def _is_result(item: tuple[str, Any]) -> bool:
 
 
 def _is_input(one: Any) -> bool:
-    return isinstance(one, dict) and all(
-        isinstance(one.get(key), str) for key in ("uri", "fingerprint")
-    )
+    return _has_texts(one, "uri", "fingerprint")
+
+
+def _has_texts(one: Any, *keys: str) -> bool:
+    return isinstance(one, dict) and all(isinstance(one.get(key), str) for key in keys)
 
 
 def _is_foreign(path: Path) -> bool:
@@ -298,7 +305,9 @@ def _is_foreign(path: Path) -> bool:
 def _identity(config: Config, pool: Corpus, target: Corpus) -> dict[str, Any]:
     settings = config_to_tree(config)
     settings.pop("out")
-    return {"config": settings, "pool": _inputs(pool), "target": _inputs(target)}
+    identity = {"config": settings, "pool": _inputs(pool), "target": _inputs(target)}
+    model = model_files(config.model.name)
+    return {**identity, "model": model} if model else identity
 
 
 def _inputs(corpus: Corpus) -> list[dict[str, Any]]:
@@ -309,16 +318,33 @@ def _inputs(corpus: Corpus) -> list[dict[str, Any]]:
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs, in words, settings by nested key and inputs by shard."""
+    """What differs, in words, settings by nested key, inputs by shard and a model by file.
+
+    A manifest of an older curate says nothing of the model's files.
+    """
     differences = _config_differences(found.get("config", {}), wanted["config"], "")
+    of_another_name = any(one.startswith("model.name ") for one in differences)
+    if "model" in found and not of_another_name:
+        before, now = _fingerprints(found["model"], "name"), wanted.get("model", [])
+        differences += _changes("the model's", before, _fingerprints(now, "name"))
     for role in ("pool", "target"):
-        before = {one["uri"]: one["fingerprint"] for one in found.get(role, [])}
-        now = {one["uri"]: one["fingerprint"] for one in wanted[role]}
-        for uri in sorted(before.keys() | now.keys()):
-            if before.get(uri) != now.get(uri):
-                state = "added" if uri not in before else "gone" if uri not in now else "changed"
-                differences.append(f"the {role} shard {uri} ({state})")
+        before, now = _fingerprints(found.get(role, []), "uri"), wanted[role]
+        differences += _changes(f"the {role} shard", before, _fingerprints(now, "uri"))
     return differences
+
+
+def _fingerprints(inputs: Iterable[Mapping[str, Any]], key: str) -> dict[str, str]:
+    return {one[key]: one["fingerprint"] for one in inputs}
+
+
+def _changes(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What was added, is gone or changed, by name."""
+    changes = []
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            state = "added" if name not in before else "gone" if name not in now else "changed"
+            changes.append(f"{what} {name} ({state})")
+    return changes
 
 
 def _config_differences(found: Any, wanted: Any, path: str) -> list[str]:

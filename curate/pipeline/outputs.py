@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import torch
 
 from curate.clock import LOG, SELECT, WRITE, doing
 from curate.config import Config, config_to_tree, config_to_yaml
+from curate.errors import InvalidInput
 from curate.files import copy_folder, write_text
 from curate.log.load import build_log
 from curate.pipeline.folder import RunFolder
@@ -27,8 +26,8 @@ from curate.pipeline.progress import Progress
 from curate.pipeline.quarantine import damaged_shards
 from curate.pipeline.rounds import RoundFiles
 from curate.read.cache import TokenCache
-from curate.records import SHARD, make_document_id
-from curate.select.final import Kept, select_documents
+from curate.records import SHARD
+from curate.select.final import Kept, KeptReader, select_documents
 from curate.select.masks import MaskReader, select_tokens
 from curate.select.methods.base import TOKEN
 from curate.write.card import write_card
@@ -52,7 +51,11 @@ def config_stage(config: Config, folder: RunFolder) -> None:
 def select_stage(
     config: Config, folder: RunFolder, cache: TokenCache, rounds: RoundFiles
 ) -> tuple[Path, Kept]:
-    """Decide every document; returns the selection file and its totals."""
+    """Decide every document; returns the selection file and its totals.
+
+    Raises:
+        InvalidInput: no token is kept (of documents there is always one).
+    """
     path = folder.state / "selection.parquet"
     done = folder.result("select")
     if done is None:
@@ -75,6 +78,12 @@ def select_stage(
                 scales=scales,
                 keep=config.keep,
                 seed=config.seed,
+            )
+        if not kept.documents:
+            raise InvalidInput(
+                f"The budget keeps no token: keep is {config.keep:g} and the pool has "
+                f"{cache.tokens:,} tokens.",
+                "Give a larger --keep or a larger pool, and another folder with --out.",
             )
         done = {"documents": kept.documents, "tokens": kept.tokens}
         folder.finish("select", done, [], started)
@@ -101,14 +110,15 @@ def data_stage(inputs: Inputs, folder: RunFolder, selection: Path, progress: Pro
     pool, write = inputs.pool, inputs.config.write
     by_token = inputs.config.granularity == TOKEN
     masks = MaskReader(_masks_path(folder)) if by_token else None
-    every = ds.dataset(selection)
+    selected = KeptReader(selection)
     progress.start("write", len(pool.shards), "shard")
     for shard in pool.shards:
-        kept = _kept_rows(every, shard.shard_id)
+        kept = selected.shard(shard.shard_id)
         progress.advance(1)
         if shard.shard_id < shards_done:
-            if masks is not None:
-                masks.take(kept.num_rows)
+            for piece in kept:
+                if masks is not None:
+                    masks.skip(piece.num_rows)
             continue
         write_part(
             place / f"part-{shard.shard_id:05d}.parquet",
@@ -129,16 +139,6 @@ def _shards_done(folder: RunFolder) -> int:
     """Shards whose parts an interrupted run has written."""
     partial = folder.partial("data")
     return int(partial["shards"]) if partial else 0
-
-
-def _kept_rows(selection: ds.Dataset, shard_id: int) -> pa.Table:
-    """The kept rows of one shard, as `write_part` takes them."""
-    first, end = make_document_id(shard_id, 0), make_document_id(shard_id + 1, 0)
-    document = pc.field("document_id")
-    mine = (document >= first) & (document < end) & pc.field("kept")
-    table = selection.to_table(filter=mine).sort_by("document_id")
-    rows = pc.subtract(table["document_id"], pa.scalar(first, pa.int64()))
-    return table.select(["weight", "score", "excess_loss", "round"]).add_column(0, "row", rows)
 
 
 @doing(LOG)

@@ -16,11 +16,19 @@ from curate.log.query import LOG_NAME
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.quarantine import check_damage
 from curate.read.corpus import Corpus, display_uri, open_corpus
-from curate.read.tokenizer import load_tokenizer, text_bytes
+from curate.read.locate import takes_in
+from curate.read.tokenizer import load_tokenizer, sound_texts, text_bytes
 from curate.records import output_columns
 from curate.select.methods import METHODS
 from curate.train.compute import Compute, resolve_compute
 from curate.train.model import ModelShape, find_shape
+
+_TARGET_BYTES = 64_000_000
+"""A target is read no further: about what it has as tokens."""
+_WRITTEN = (
+    "data/part-00000.parquet", "state/selection.parquet", "state/tokens/shard-00000-00000.parquet",
+)  # fmt: skip
+"""What a run writes would be read as part of its own input next time; one file of each depth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +76,15 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
     columns = _metadata_columns(config, pool)
     for corpus, flag in ((pool, "--pool"), (target, "--target")):
         _check_text(corpus, flag)
+    _check_whole(target)
     out = Path(config.out).expanduser()
     check_log_path(out / LOG_NAME)
     for source, flag in ((config.pool, "--pool"), (config.target, "--target")):
-        _check_apart(out, source, flag)
+        if any(takes_in(source, out / name) for name in _WRITTEN):
+            raise InvalidInput(
+                f"The output folder {out} lies inside {flag} {source}.",
+                "Give another folder with --out.",
+            )
     folder = RunFolder(out)
     folder.check(config, pool, target)
     inputs = Inputs(
@@ -93,16 +106,6 @@ def _check_granularity(config: Config) -> None:
         f"Method {config.method} cannot decide by {config.granularity}.",
         f"Use --granularity document, or --method {', '.join(able[:-1])} or {able[-1]}.",
     )
-
-
-def _check_apart(out: Path, source: str, flag: str) -> None:
-    """An output below its own input would be read as part of it next time."""
-    inside = Path(source).expanduser()
-    if inside.is_dir() and out.absolute().resolve().is_relative_to(inside.resolve()):
-        raise InvalidInput(
-            f"The output folder {out} lies inside {flag} {source}.",
-            "Give another folder with --out.",
-        )
 
 
 def _check_window(config: Config, shape: ModelShape) -> None:
@@ -132,6 +135,22 @@ def _check_text(corpus: Corpus, flag: str) -> None:
         f"The {corpus.role} has no text: every document is empty.",
         f"Give {flag} documents with text in column {corpus.text_column}.",
     )
+
+
+def _check_whole(target: Corpus) -> None:
+    """Read the target as `tokens.read_target` will, which comes after all of the pool.
+
+    Raises:
+        InvalidInput: a shard is damaged, or a row cannot be used.
+    """
+    read = 0
+    for shard in target.shards:
+        for first_row, batch in target.iter_batches(shard, columns=[target.text_column]):
+            column = batch.column(0)
+            sound_texts(column, shard, first_row)
+            read += int(text_bytes(column).sum())
+            if read > _TARGET_BYTES:
+                return
 
 
 def _metadata_columns(config: Config, pool: Corpus) -> tuple[str, ...]:

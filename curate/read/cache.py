@@ -260,7 +260,8 @@ def write_fragments(
 ) -> Iterator[Fragment]:
     """Tokenize one shard into fragments under `folder`, each whole when it is yielded.
 
-    The rows of `done`, its first fragments, are read over.
+    The rows of `done`, its first fragments, are read over. Every column is read, also those that
+    only pass through to the output, so that damage in them is found before anything is trained.
 
     Raises:
         DamagedShard: the shard turns out damaged; fragments that were yielded are void.
@@ -268,11 +269,8 @@ def write_fragments(
     writer = _FragmentWriter(folder, shard.shard_id, partitions, seed)
     writer.fragments = len(done)
     next_row = sum(fragment.rows for fragment in done)
-    columns = [corpus.text_column, *metadata_columns]
     problems: dict[int, str] = {}
-    batches = corpus.iter_batches(
-        shard, columns=columns, batch_rows=256, on_bad=problems.__setitem__
-    )
+    batches = corpus.iter_batches(shard, batch_rows=256, on_bad=problems.__setitem__)
     for first_row, batch in batches:
         if first_row < next_row:
             continue

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from curate.errors import DamagedShard, InvalidInput
 from curate.read.hub import is_name, load_folder, load_name
+from curate.read.integers import refuse_rounding
 from curate.read.jsonl import JsonlReader
 from curate.read.locate import Located, display_uri, locate
 from curate.read.parquet import ParquetReader
@@ -165,7 +166,7 @@ def open_corpus(
     """
     kind, uris, readers = _find(source, role)
     shards: list[Shard] = []
-    schemas: list[tuple[str, pa.Schema]] = []
+    inferred: list[tuple[str, Probe]] = []
     schema: pa.Schema | None = None
     first_uri = ""
     damage: DamagedShard | None = None
@@ -181,7 +182,7 @@ def open_corpus(
                 if not tolerant:
                     raise damage
             elif kind == "jsonl":
-                schemas.append((uri, probe.schema))
+                inferred.append((uri, probe))
             elif schema is None:
                 check(schema := probe.schema, first_uri := uri)
             else:
@@ -189,7 +190,10 @@ def open_corpus(
     if damage is not None and all(shard.damage for shard in shards):
         raise damage
     if kind == "jsonl":
-        check(schema := merge_inferred(schemas), schemas[0][0])
+        schema = merge_inferred([(uri, probe.schema) for uri, probe in inferred])
+        for uri, probe in inferred:
+            refuse_rounding(uri, probe.inexact, schema)
+        check(schema, inferred[0][0])
     return Corpus(
         shards=tuple(shards),
         schema=schema,

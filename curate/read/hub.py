@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from curate.errors import InvalidInput
 from curate.read.locate import connect, display_uri, short_reason
-from curate.read.schema import OnBadRow, Probe, conform, ignore_bad_row
+from curate.read.schema import OnBadRow, Probe, conform, fewer_rows, ignore_bad_row
 
 PREFIX = "hf:"
 _OPTIONS = ("split", "config", "revision")
@@ -58,7 +58,9 @@ class HubReader:
         `schema` is the corpus schema, of which `wanted` is a part; `on_bad` is told nothing.
         """
         del schema, on_bad
-        for table in self.dataset.with_format("arrow").iter(batch_rows):
+        data = self.dataset.data
+        most = fewer_rows(batch_rows, int(data.nbytes), data.num_rows)
+        for table in self.dataset.with_format("arrow").iter(most):
             for batch in table.combine_chunks().to_batches():
                 yield conform(batch, wanted)
 

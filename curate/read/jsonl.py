@@ -2,9 +2,10 @@
 
 JSON states no types. Those of a corpus are inferred from the first 16 MiB of every shard and hold
 for all of it: a line that is broken, or has a later value or field that does not fit, becomes a row
-of nulls that is reported, never a silent change. Strings stay strings, dates included. Integers
-beyond 64 bits signed are inferred as doubles. A shard is read in chunks of whole lines, so memory
-is bounded by the longest line and not by the file.
+of nulls that is reported, never a silent change. Strings stay strings, dates included. A field with
+integers beyond 64 bits signed is uint64 where that holds all its values; integers that doubles
+would round are refused. A shard is read in chunks of whole lines, so memory is bounded by the
+longest line and not by the file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,17 @@ import pyarrow as pa
 import pyarrow.json
 
 from curate.errors import DamagedShard, InvalidInput
+from curate.read.integers import (
+    Place,
+    as_unsigned,
+    inexact_integers,
+    integers_in_doubles,
+    is_rounded,
+    name_of,
+    refuse_rounding,
+    unify_inferred,
+    would_round,
+)
 from curate.read.locate import Located, fingerprint_now, measure, shard_error, short_reason
 from curate.read.schema import OnBadRow, Probe, conform, damaged, ignore_bad_row
 
@@ -61,13 +73,14 @@ class JsonlReader:
         Broken lines are left out; a start without any other is the probe's damage.
 
         Raises:
-            InvalidInput: the shard is out of reach, or its lines have no types in common.
+            InvalidInput: the shard is out of reach, or its lines have no types in common, or none
+                but such as would round integers.
         """
         size, fingerprint = 0, ""
         try:
             with self.file.open(ranged=True) as stream:
                 size, fingerprint = measure(stream)
-            schema = self._infer(next(self._chunks(PREFIX_BYTES), b""))
+            schema, inexact = self._infer(next(self._chunks(PREFIX_BYTES), b""))
         except DamagedShard as error:
             return damaged(error, size, fingerprint)
         except InvalidInput:
@@ -80,6 +93,7 @@ class JsonlReader:
             rows=None,
             text_bytes=size * (COMPRESSION_RATIO if self.file.codec else 1),
             fingerprint=fingerprint,
+            inexact=inexact,
         )
 
     def fingerprint(self) -> str:
@@ -141,11 +155,14 @@ class JsonlReader:
             with pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self.file.codec) as stream:
                 yield stream
 
-    def _infer(self, prefix: bytes) -> pa.Schema:
-        """The schema of the sound lines at the start."""
+    def _infer(self, prefix: bytes) -> tuple[pa.Schema, dict[Place, int]]:
+        """The schema of the sound lines at the start, and integers that doubles would round."""
         if not prefix:
-            return pa.schema([])
-        parts = list(_parse_parts(prefix, None))
+            return pa.schema([]), {}
+        try:
+            parts = list(_parse_parts(prefix, None))
+        except _WouldRoundError as error:
+            raise would_round(self.file.uri, error.place, error.integer) from None
         sound = [part for part in parts if not isinstance(part, str)]
         if not sound:
             raise DamagedShard(
@@ -153,20 +170,33 @@ class JsonlReader:
                 "Repair or remove the shard.",
             )
         try:
-            kinds = [keep_strings_in(part.schema) for part in sound]
-            return pa.unify_schemas(kinds, promote_options="permissive")
+            schema = unify_inferred([keep_strings_in(part.schema) for part in sound])
         except pa.ArrowException as error:
             raise InvalidInput(
                 f"Shard {self.file.uri} has values of several types in one field "
                 f"({short_reason(error)}).",
                 "Give each field values of one type.",
             ) from None
+        inexact = {place: one for part in sound for place, one in inexact_integers(part).items()}
+        refuse_rounding(self.file.uri, inexact, schema)
+        return schema, inexact
+
+
+class _WouldRoundError(Exception):
+    """A field has integers that no type holds together with its other values."""
+
+    def __init__(self, place: Place, integer: int) -> None:
+        super().__init__(place, integer)
+        self.place, self.integer = place, integer
 
 
 def _parse_parts(chunk: bytes, schema: pa.Schema | None) -> Iterator[pa.Table | str]:
     """The records of a chunk in order: tables of sound ones, and why a single one is not sound.
 
     A chunk that does not parse is halved until what is broken stands alone; None infers schemas.
+
+    Raises:
+        _WouldRoundError: schemas are to be inferred, and none holds all integers.
     """
     try:
         table = _parse(chunk, schema)
@@ -186,6 +216,21 @@ def _parse_parts(chunk: bytes, schema: pa.Schema | None) -> Iterator[pa.Table | 
 def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
     chunk = _FIRST_RECORD + chunk
     _check_lines(chunk)
+    table = _read(chunk, schema)
+    table.validate(full=True)  # the parser lets invalid UTF-8 through
+    large = integers_in_doubles(chunk, table)
+    if schema is not None:
+        for place, integer in large:
+            if is_rounded(integer):
+                where = f'in field "{name_of(place)}"'
+                raise ValueError(f"{integer} {where} does not fit a double exactly")
+        return table
+    _check_names(table.schema)  # in names too
+    found = sorted(large, key=lambda one: is_rounded(one[1]))
+    return _unsigned(chunk, table, dict(found))
+
+
+def _read(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
     table = pyarrow.json.read_json(
         io.BytesIO(chunk),
         read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(chunk)),
@@ -194,10 +239,22 @@ def _parse(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
             unexpected_field_behavior="infer" if schema is None else "error",
         ),
     )
-    table = table.slice(1)
-    table.validate(full=True)  # the parser lets invalid UTF-8 through
-    if schema is None:
-        _check_names(table.schema)  # in names too
+    return table.slice(1)
+
+
+def _unsigned(chunk: bytes, table: pa.Table, large: dict[Place, int]) -> pa.Table:
+    """The table with uint64 in place of doubles where that holds all values of a field.
+
+    Raises:
+        _WouldRoundError: a double would round integers of a field where uint64 does not.
+    """
+    for place, integer in large.items():
+        schema = as_unsigned(keep_strings_in(table.schema), {place})
+        try:
+            table = _read(chunk, schema)
+        except pa.ArrowException:
+            if is_rounded(integer):
+                raise _WouldRoundError(place, integer) from None
     return table
 
 

@@ -9,6 +9,8 @@ to folders inside a folder are not, as fsspec does it.
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import hashlib
 import re
 from collections.abc import Iterable
@@ -23,6 +25,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from curate.errors import DamagedShard, InvalidInput
+from curate.read.remote import RemoteStream
 
 EDGE_BYTES = 64 * 1024
 """Bytes read from each end of a file for its fingerprint."""
@@ -39,6 +42,8 @@ _FORMATS = {
 _PROTOCOLS = fsspec.available_protocols()
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _BUFFERED = frozenset({"s3", "s3a", "gs", "gcs", "http", "https", "abfs", "abfss", "az", "hf"})
+_LOCAL = frozenset({"file", "local"})
+_GLOB = re.compile(r"[*?\[]")
 _AZURE = frozenset({"abfs", "abfss", "wasb", "wasbs"})
 
 
@@ -58,10 +63,20 @@ class Located:
         return isinstance(self.fs, LocalFileSystem)
 
     def open(self, *, ranged: bool) -> BinaryIO:
-        """Open for reading; `ranged` fetches exactly the bytes asked for, with no read-ahead."""
+        """Open for reading; `ranged` fetches exactly the bytes asked for, with no read-ahead.
+
+        Raises:
+            InvalidInput: remote storage is out of reach, now or as the stream is read.
+        """
+        if self.is_local:
+            return cast(BinaryIO, self.fs.open(self.path, "rb"))
         protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
         options = {"cache_type": "none"} if ranged and protocol in _BUFFERED else {}
-        return cast(BinaryIO, self.fs.open(self.path, "rb", **options))
+        try:
+            stream = self.fs.open(self.path, "rb", **options)
+        except Exception as error:  # every storage backend has exceptions of its own
+            raise _out_of_reach(self, error) from None
+        return cast(BinaryIO, RemoteStream(stream, functools.partial(_out_of_reach, self)))
 
 
 def locate(source: str, role: str) -> list[Located]:
@@ -87,6 +102,28 @@ def locate(source: str, role: str) -> list[Located]:
             "Give a path with .parquet, .jsonl, .jsonl.gz or .jsonl.zst files in it.",
         )
     return sorted(files, key=lambda file: file.uri)
+
+
+def takes_in(source: str, file: Path) -> bool:
+    """Whether a local Parquet file would be a shard of `source`, now or once it is written."""
+    scheme, separator, _ = source.partition("://")
+    if separator and scheme.lower() not in _LOCAL:
+        return False
+    path = Path(_absolute(LocalFileSystem._strip_protocol(source)))
+    file = file.expanduser().absolute().resolve()
+    if path.exists() or not _GLOB.search(str(path)):
+        return path.is_dir() and file.is_relative_to(path.resolve())
+    fixed = next(index for index, part in enumerate(path.parts) if _GLOB.search(part))
+    root, pattern = Path(*path.parts[:fixed]).resolve(), path.parts[fixed:]
+    if not file.is_relative_to(root):
+        return False
+    parts = file.relative_to(root).parts
+    for wanted, part in zip(pattern, parts, strict=False):
+        if "**" in wanted:
+            return True
+        if not fnmatch.fnmatchcase(part, wanted):
+            return False
+    return len(pattern) <= len(parts)  # what lies in a folder that matches is taken too
 
 
 def connect(source: str, role: str) -> tuple[Any, str]:
@@ -155,11 +192,17 @@ def short_reason(error: BaseException) -> str:
 
 def shard_error(file: Located, error: BaseException, kind: str) -> InvalidInput:
     """The error for a shard that is out of reach, or a DamagedShard: not a readable `kind` file."""
+    if isinstance(error, InvalidInput):  # remote storage is known to be out of reach
+        return error
     if _is_damage(error):
         return DamagedShard(
             f"Shard {file.uri} is not a readable {kind} file ({short_reason(error)}).",
             "Repair or remove the shard.",
         )
+    return _out_of_reach(file, error)
+
+
+def _out_of_reach(file: Located, error: BaseException) -> InvalidInput:
     return InvalidInput(
         f"Shard {file.uri} cannot be opened ({short_reason(error)}).",
         "Check that it is there and that you may read it.",
@@ -169,8 +212,8 @@ def shard_error(file: Located, error: BaseException, kind: str) -> InvalidInput:
 def _is_damage(error: BaseException) -> bool:
     """Whether an error is about the bytes of a file, and not about getting them.
 
-    Decoders raise Arrow's errors, ValueErrors and bare OSErrors; storage raises OSErrors with a
-    number, their subclasses, and kinds of its own.
+    Decoders raise Arrow's errors, ValueErrors and bare OSErrors; the local disk raises OSErrors
+    with a number and their subclasses. What remote storage raises does not come here.
     """
     if isinstance(error, OSError):
         return type(error) is OSError and error.errno is None
@@ -206,7 +249,7 @@ def _names(fs: Any, path: str) -> list[str]:
     try:
         info = fs.info(path)
     except FileNotFoundError:
-        if not re.search(r"[*?\[]", display_uri(path)):
+        if not _GLOB.search(display_uri(path)):
             raise
         return _glob(fs, path)
     return _visible(fs.find(path), path) if _is_folder(fs, path, info) else [path]
@@ -217,7 +260,7 @@ def _glob(fs: Any, pattern: str) -> list[str]:
     names: set[str] = set()
     for name, info in fs.glob(pattern, detail=True).items():
         names.update(fs.find(name) if _is_folder(fs, name, info) else [name])
-    return _visible(names, re.split(r"[*?\[]", pattern)[0].rpartition("/")[0])
+    return _visible(names, _GLOB.split(pattern)[0].rpartition("/")[0])
 
 
 def _is_folder(fs: Any, path: str, info: dict[str, Any]) -> bool:
@@ -262,7 +305,7 @@ def _login_end(rest: str) -> int:
 def _strip_secrets(url: str) -> str:
     given, separator, rest = url.partition("://")
     scheme = given.lower()
-    if not separator or scheme in {"file", "local"}:
+    if not separator or scheme in _LOCAL:
         return url
     end = _login_end(rest)
     if scheme not in _AZURE or ":" in rest[:end]:  # abfs://container@account is not a login

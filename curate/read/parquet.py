@@ -16,7 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.read.locate import Located, fingerprint_now, measure, shard_error
-from curate.read.schema import OnBadRow, Probe, conform, damaged, ignore_bad_row
+from curate.read.schema import (
+    OnBadRow,
+    Probe,
+    conform,
+    damaged,
+    fewer_rows,
+    ignore_bad_row,
+)
 
 BUFFER_BYTES = 1 << 20
 """Read buffer per column chunk of a local file."""
@@ -62,8 +69,9 @@ class ParquetReader:
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order as batches of `wanted`, at most `batch_rows` rows each.
 
-        `schema` is the corpus schema, of which `wanted` is a part. A row is not damaged alone, so
-        `on_bad` is told nothing.
+        Of large rows a batch has fewer: about `BATCH_BYTES`, by what the footer says of the row
+        group. `schema` is the corpus schema, of which `wanted` is a part. A row is not damaged
+        alone, so `on_bad` is told nothing.
 
         Raises:
             DamagedShard: the data of the shard is damaged.
@@ -74,7 +82,9 @@ class ParquetReader:
         try:
             with self._open() as reader:
                 for group in range(reader.num_row_groups):
-                    for batch in reader.iter_batches(batch_rows, [group], columns):
+                    facts = reader.metadata.row_group(group)
+                    most = fewer_rows(batch_rows, facts.total_byte_size, facts.num_rows)
+                    for batch in reader.iter_batches(most, [group], columns):
                         if not set(wanted.names) <= set(batch.schema.names):
                             raise ValueError("its footer names columns that it has not")  # noqa: TRY301
                         if batch.num_rows:

@@ -3,12 +3,14 @@
 Checks look at names and types only. Column order, nullability and schema metadata may differ
 between Parquet shards: the first shard gives the order and the metadata, and a column is nullable
 as soon as one shard has it so. JSON lines state no types, so their inferred schemas are merged
-with permissive promotion (int64 with double is double, anything with null is the other).
+with permissive promotion (int64 with double is double, anything with null is the other), unless
+that would round integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +18,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curate.errors import DamagedShard, InvalidInput
+from curate.read.integers import Place, unify_inferred
 
 OnBadRow = Callable[[int, str], None]
 """Told of a row that cannot be used: its number in the shard, and why."""
+
+
+BATCH_BYTES = 16 << 20
+"""Bytes that a batch holds, about, where its rows are large."""
+
+
+def fewer_rows(batch_rows: int, size: int, rows: int) -> int:
+    """`batch_rows`, or less where so many of `rows` that have `size` bytes are too many to hold."""
+    return batch_rows if size <= 0 else max(1, min(batch_rows, BATCH_BYTES * rows // size))
 
 
 def ignore_bad_row(row: int, problem: str) -> None:
@@ -39,6 +51,8 @@ class Probe:
     fingerprint: str
     damage: DamagedShard | None = None
     """Why nothing but its size and fingerprint is known."""
+    inexact: Mapping[Place, int] = dataclasses.field(default_factory=dict)
+    """Where JSON lines have integers that a double would round, with one of each."""
 
 
 def damaged(error: InvalidInput, size: int, fingerprint: str) -> Probe:
@@ -124,7 +138,7 @@ def merge_inferred(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
             ours = merged.get(field.name, field)
             try:
                 pair = [pa.schema([ours]), pa.schema([field])]
-                both = pa.unify_schemas(pair, promote_options="permissive").field(0)
+                both = unify_inferred(pair).field(0)
             except (pa.ArrowTypeError, pa.ArrowInvalid):
                 raise _differs(field.name, field.type, uri, ours.type, owners[field.name]) from None
             if field.name not in merged or both.type != ours.type:

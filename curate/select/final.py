@@ -9,17 +9,23 @@ does not depend on its threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curate.clock import SELECT, doing
-from curate.files import atomic_path
+from curate.files import atomic_path, pattern_of
 from curate.noise import make_key
+from curate.records import make_document_id
 from curate.select.spill import spilling
+
+_BATCH_ROWS = 1 << 16
+_KEPT_COLUMNS = ["weight", "score", "excess_loss", "round"]
 
 _PRIME = (1 << 61) - 1
 _EXACT = 1 << 30
@@ -42,6 +48,40 @@ class Kept:
 
     documents: int
     tokens: int
+
+
+class KeptReader:
+    """Streams the kept rows of a selection, which is in document id order, shard after shard."""
+
+    def __init__(self, path: Path) -> None:
+        self._batches = self._read(path)
+        self._held = next(self._batches, None)
+
+    def shard(self, shard_id: int) -> Iterator[pa.RecordBatch]:
+        """The kept rows of a shard, which comes after those asked for before, in pieces.
+
+        Their columns: row (in the shard), weight, score, excess_loss, round.
+        """
+        first, end = make_document_id(shard_id, 0), make_document_id(shard_id + 1, 0)
+        while self._held is not None:
+            batch, rows = self._held, self._held.column("document_id").to_numpy() - first
+            low, high = np.searchsorted(rows, [0, end - first])
+            self._held = batch.slice(high) if high < batch.num_rows else next(self._batches, None)
+            if low < high:
+                mine = batch.slice(low, high - low).select(_KEPT_COLUMNS)
+                yield mine.add_column(0, "row", pa.array(rows[low:high]))
+            if high < batch.num_rows:
+                return
+
+    @staticmethod
+    def _read(path: Path) -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(
+                _BATCH_ROWS, columns=["document_id", "kept", *_KEPT_COLUMNS]
+            ):
+                kept = batch.filter(batch.column("kept"))
+                if kept.num_rows:
+                    yield kept
 
 
 def select_documents(
@@ -73,7 +113,7 @@ def select_documents(
         database.execute(_CUT, {"budget": keep * pool_tokens})
         scale = _weight_scale(database)
         database.execute(_OUTCOME, scale)
-        target = str(temporary).replace("'", "''")
+        target = str(temporary.absolute()).replace("'", "''")
         database.execute(
             f"COPY (FROM outcome ORDER BY document_id) TO '{target}' "
             "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 100000)"
@@ -98,7 +138,7 @@ def mark_top(path: Path, scored: Sequence[Path], *, keep: float, seed: int) -> d
         `threshold` (the lowest score kept), `documents_kept` and `tokens_kept`.
     """
     with atomic_path(path) as temporary, spilling(path.parent) as database:
-        database.read_parquet([str(one) for one in scored]).create_view("scored")
+        read_fragments(database, scored).create_view("scored")
         multiplier = make_key(seed, "rescore ties") % (_PRIME - 1) + 1
         (tokens,) = _row(database, "SELECT coalesce(sum(tokens), 0) FROM scored")
         database.execute(_TOP, {"prime": _PRIME, "multiplier": multiplier, "budget": keep * tokens})
@@ -106,7 +146,7 @@ def mark_top(path: Path, scored: Sequence[Path], *, keep: float, seed: int) -> d
             database,
             "SELECT min(score), count(*), coalesce(sum(tokens), 0) FROM top WHERE now_kept",
         )
-        target = str(temporary).replace("'", "''")
+        target = str(temporary.absolute()).replace("'", "''")
         columns = "* EXCLUDE (after, now_kept, kept, threshold, tokens_kept)"
         database.execute(
             f"COPY (SELECT {columns}, {float(threshold)!r}::FLOAT AS threshold, now_kept AS kept, "
@@ -127,9 +167,9 @@ def create_inputs(
     scales: Sequence[RoundScale],
 ) -> None:
     """Give a database the views `documents` and `decisions`, and the table `scales`."""
-    every = database.read_parquet([str(path) for path in documents])
+    every = read_fragments(database, documents)
     every.project("document_id, tokens, problem").create_view("documents")  # not the user's columns
-    database.read_parquet([str(path) for path in decisions]).create_view("decisions")
+    read_fragments(database, decisions).create_view("decisions")
     rows = pa.table(
         {
             "round": pa.array([one.round for one in scales], pa.int32()),
@@ -139,6 +179,13 @@ def create_inputs(
         }
     )
     database.register("scales", rows)
+
+
+def read_fragments(
+    database: duckdb.DuckDBPyConnection, fragments: Sequence[Path]
+) -> duckdb.DuckDBPyRelation:
+    """The rows of Parquet files, whatever the folders they lie in are called."""
+    return database.read_parquet([pattern_of(path) for path in fragments])
 
 
 def _weight_scale(database: duckdb.DuckDBPyConnection) -> dict[str, float]:

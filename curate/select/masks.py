@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from curate.errors import CurateError
 from curate.files import atomic_path
-from curate.select.final import Kept, RoundScale, create_inputs
+from curate.select.final import Kept, RoundScale, create_inputs, read_fragments
 from curate.select.spill import spilling
 
 _BATCH_ROWS = 1024
@@ -49,7 +49,7 @@ def select_tokens(
     ):
         database.execute("SET preserve_insertion_order = true")
         create_inputs(database, documents, decisions, scales)
-        database.read_parquet([str(one) for one in masks]).create_view("masks")
+        read_fragments(database, masks).create_view("masks")
         database.execute(_LAST)
         database.execute(_OUTCOME)
         _copy(database, "FROM outcome ORDER BY document_id", selection)
@@ -85,6 +85,15 @@ class MaskReader:
         taken, self._held = self._held.slice(0, rows), self._held.slice(rows)
         return taken
 
+    def skip(self, rows: int) -> None:
+        """Pass over the masks of the next `rows` kept documents.
+
+        Raises:
+            CurateError: there are not so many.
+        """
+        for start in range(0, rows, _BATCH_ROWS):
+            self.take(min(_BATCH_ROWS, rows - start))
+
     @staticmethod
     def _read(path: Path) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path) as file:
@@ -92,7 +101,7 @@ class MaskReader:
 
 
 def _copy(database: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
-    target = str(path).replace("'", "''")
+    target = str(path.absolute()).replace("'", "''")
     database.execute(
         f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 100000)"
     )

@@ -22,7 +22,7 @@ MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
 _ENTRIES = {
-    "format_version", "curate_version", "config", "pool", "target", "stages", "partial",
+    "format_version", "curate_version", "config", "pool", "target", "model", "stages", "partial",
     "rollbacks", "files", SEAL,
 }  # fmt: skip
 _REMEDY = "Give the output folder of a finished curate run."
@@ -147,6 +147,8 @@ def _parse(tree: dict[str, Any]) -> Manifest:
     if "scoring" not in stages and "round-0000" not in stages:
         raise ValueError("rounds")
     identity = {key: tree[key] for key in ("config", "pool", "target")}
+    if "model" in tree:
+        identity["model"] = tree["model"]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     return Manifest(
         files=dict(tree["files"]),

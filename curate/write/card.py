@@ -118,7 +118,7 @@ def write_card(path: Path, log: Path) -> None:
 @contextlib.contextmanager
 def open_log(log: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a selection log read-only, unable to reach any other file or the network."""
-    with duckdb.connect(str(log), read_only=True, config=LOCKED) as connection:
+    with duckdb.connect(str(log.absolute()), read_only=True, config=LOCKED) as connection:
         yield connection
 
 

@@ -97,7 +97,8 @@ def export_dataset(
         seed: seed of the rounding; the run's by default.
 
     Raises:
-        InvalidInput: `to` is unknown, or `out` holds no finished run, or a link that leads out.
+        InvalidInput: `to` is unknown, or `out` holds no finished run, or a link that leads out, or
+            dates that JSON Lines are not written with.
         OutputConflict: `dest` is not empty.
         OutputFailed: `dest` cannot be written; nothing of it is left.
     """
@@ -208,7 +209,7 @@ def _write_jsonl(folder: Path, parts: list[_Part]) -> int:
             temporary.open("w", encoding="utf-8", newline="\n") as lines,
         ):
             for batch in part.batches():
-                for row in batch.to_pylist():
+                for row in _python_rows(batch):
                     lines.write(_json_line(row))
                 rows += batch.num_rows
     return rows
@@ -263,6 +264,18 @@ def _hf_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_list(kind):
         return pa.large_list(kind.value_field.with_type(_hf_type(kind.value_type)))
     return kind
+
+
+def _python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except OverflowError:
+        raise InvalidInput(
+            "The kept rows hold dates beyond the years 1 to 9999, or durations as long, which --to "
+            "jsonl cannot write.",
+            "Export them with --to parquet or --to hf.",
+        ) from None
+    return rows
 
 
 def _json_line(row: dict[str, Any]) -> str:

@@ -3,10 +3,10 @@
 Why: a part holds the user's columns exactly as they were read, with the outcome of the selection
 beside them, so that any trainer can read it and nothing has to be joined again.
 
-How: the batches of one shard stream by; the kept rows of each are taken, the four output columns
-are appended, and full row groups are written as soon as they are complete. Memory holds one batch
-and at most one row group. Row groups are cut by kept rows, not by incoming batches, so the bytes of
-a part depend on its rows alone.
+How: the batches of one shard stream by, and the selection beside them; the kept rows of each are
+taken, the four output columns are appended, and full row groups are written as soon as they are
+complete. Memory holds one batch and at most one row group. Row groups are cut by kept rows, not by
+incoming batches, so the bytes of a part depend on its rows alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.errors import CurateError, InvalidInput
@@ -26,6 +28,8 @@ from curate.select.masks import MaskReader
 
 _PREFIX = "curate_"
 _PART = "part-"
+_GROUP_BYTES = 1 << 28
+"""What a row group may hold of text before it is cut short: 64 KiB a row in one of 4096 rows."""
 
 
 def output_schema(schema: pa.Schema, fields: Sequence[pa.Field] = OUTPUT_COLUMNS) -> pa.Schema:
@@ -59,7 +63,7 @@ def write_part(
     path: Path,
     schema: pa.Schema,
     batches: Iterable[tuple[int, pa.RecordBatch]],
-    selection: pa.Table,
+    selection: Iterable[pa.RecordBatch],
     *,
     masks: MaskReader | None = None,
     row_group_rows: int = 4096,
@@ -71,8 +75,8 @@ def write_part(
         path: the Parquet file to write; not touched when `selection` is empty.
         schema: the schema of the pool.
         batches: the shard as (first row number, batch with all columns) pairs, rows ascending.
-        selection: the kept rows of this shard: row (int64, ascending, unique), weight, score,
-            excess_loss, round.
+        selection: the kept rows of this shard in pieces: row (int64, ascending, unique), weight,
+            score, excess_loss, round.
         masks: token masks, of which those of this shard's kept rows come next; adds
             records.TOKEN_COLUMNS.
         row_group_rows: rows per row group of the file.
@@ -82,7 +86,8 @@ def write_part(
         InvalidInput: see `output_schema`.
         CurateError: the shard no longer holds every selected row.
     """
-    if selection.num_rows == 0:
+    selected = _Selected(selection)
+    if selected.ended:
         return 0
     out = output_schema(schema, OUTPUT_COLUMNS + (TOKEN_COLUMNS if masks else ()))
     written = 0
@@ -93,55 +98,119 @@ def write_part(
             temporary, out, compression=compression, use_compliant_nested_type=False
         ) as writer,
     ):
-        for group in row_groups(_kept(out, batches, selection, masks), out, row_group_rows):
+        for group in row_groups(_kept(out, batches, selected, masks), out, row_group_rows):
             writer.write_table(group, row_group_size=row_group_rows)
             written += group.num_rows
-        if written != selection.num_rows:
+        if written != (wanted := selected.count()):
             raise CurateError(
-                f"Only {written} of the {selection.num_rows} rows selected for {path.name} "
-                "are in its shard.",
+                f"Only {written} of the {wanted} rows selected for {path.name} are in its shard.",
                 "The pool changed during the run: start again with a new output folder.",
             )
     return written
 
 
 def row_groups(
-    pieces: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int
+    pieces: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int, size: int = _GROUP_BYTES
 ) -> Iterator[pa.Table]:
-    """Regroup `pieces` into tables of `rows` rows; the last one may be shorter."""
+    """Regroup `pieces` into tables of `rows` rows; the last one may be shorter.
+
+    So are those of rows so long that a table would hold more than about `size` bytes.
+    """
     pending: list[pa.RecordBatch] = []
-    held = 0
+    held = held_bytes = 0
     for piece in pieces:
-        pending.append(piece)
-        held += piece.num_rows
-        if held < rows:
-            continue
-        table = pa.Table.from_batches(pending, schema)
-        full = held - held % rows
-        for start in range(0, full, rows):
-            yield table.slice(start, rows).combine_chunks()
-        pending = table.slice(full).to_batches()
-        held -= full
-    if held:
+        ends = np.cumsum(_text_bytes(piece))
+        start = 0
+        while start < piece.num_rows:
+            before = int(ends[start - 1]) if start else 0
+            fits = int(np.searchsorted(ends, before + size - held_bytes, "right"))
+            end = min(start + rows - held, fits if pending else max(fits, start + 1))
+            if end > start:
+                pending.append(piece.slice(start, end - start))
+                held += end - start
+                held_bytes += int(ends[end - 1]) - before
+                start = end
+            if start < piece.num_rows or held == rows:
+                yield pa.Table.from_batches(pending, schema).combine_chunks()
+                pending, held, held_bytes = [], 0, 0
+    if pending:
         yield pa.Table.from_batches(pending, schema).combine_chunks()
+
+
+def _text_bytes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """About what each row takes, by its texts, bytes and lists; however it came to be batched."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for column in batch.columns:
+        kind = column.type
+        if _is_text(kind):
+            sizes += pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            lengths = pc.list_value_length(column).fill_null(0)
+            sizes += 4 * lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+    return sizes
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    tests = (types.is_string, types.is_binary, types.is_large_string, types.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
+class _Selected:
+    """The kept rows of a shard, taken in their order and counted."""
+
+    def __init__(self, pieces: Iterable[pa.RecordBatch]) -> None:
+        self._pieces = iter(pieces)
+        self._count = 0
+        self._held: pa.RecordBatch | None = None
+        self._advance()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no row is left."""
+        return self._held is None
+
+    def take(self, first: int, end: int) -> tuple[npt.NDArray[np.int64], list[pa.RecordBatch]]:
+        """Those of rows `first` to `end`: their numbers, and themselves; none from before."""
+        numbers, found = [], []
+        while self._held is not None:
+            rows = self._held.column("row").to_numpy()
+            low, high = np.searchsorted(rows, [first, end])
+            if low < high:
+                numbers.append(rows[low:high])
+                found.append(self._held.slice(low, high - low))
+            if high < len(rows):
+                self._held = self._held.slice(high)
+                break
+            self._advance()
+        return np.concatenate(numbers or [np.empty(0, np.int64)]), found
+
+    def count(self) -> int:
+        """How many there are in all, those not taken too; none is left after that."""
+        while self._held is not None:
+            self._advance()
+        return self._count
+
+    def _advance(self) -> None:
+        self._held = next((one for one in self._pieces if one.num_rows), None)
+        self._count += self._held.num_rows if self._held is not None else 0
 
 
 def _kept(
     out: pa.Schema,
     batches: Iterable[tuple[int, pa.RecordBatch]],
-    selection: pa.Table,
+    selected: _Selected,
     masks: MaskReader | None,
 ) -> Iterator[pa.RecordBatch]:
     """The kept rows of every batch that has some, with the output columns appended."""
-    rows = selection.column("row").to_numpy()
     for first_row, batch in batches:
-        low, high = np.searchsorted(rows, [first_row, first_row + batch.num_rows])
-        if low == high:
+        rows, found = selected.take(first_row, first_row + batch.num_rows)
+        if not found:
             continue
-        taken = take_rows(batch, rows[low:high] - first_row)
-        outcome = _columns(selection.slice(low, high - low), OUTPUT_COLUMNS)
+        taken = take_rows(batch, rows - first_row)
+        outcome = _columns(pa.Table.from_batches(found), OUTPUT_COLUMNS)
         if masks is not None:
-            outcome += _columns(masks.take(high - low), TOKEN_COLUMNS)
+            outcome += _columns(masks.take(len(rows)), TOKEN_COLUMNS)
         yield pa.RecordBatch.from_arrays([*taken.columns, *outcome], schema=out)
 
 

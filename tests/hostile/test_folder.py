@@ -185,7 +185,7 @@ def test_the_tokens_of_an_evaluation_are_held_to_the_same(run: Run, victim: Path
     cache = {"partitions": 1, "fragments": [{**fragment, **sizes}]}
     place = run.out / "evaluation" / "tokens"
     place.mkdir(parents=True)
-    index = {"tokenizer": tokenizer.fingerprint, "cache": cache}
+    index = {"tokenizer": tokenizer.fingerprint, "seed": 0, "cache": cache}
     (place / "cache.json").write_text(json.dumps(index))
     with pytest.raises(InvalidInput, match="was changed"):
         cached_tokens(open_run(run.out), tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -100,11 +101,26 @@ def test_data_is_exact_in_a_pipe_and_harmless_on_a_terminal(attacked: Attacked, 
     assert hidden(on_terminal(arguments)) == []
 
 
-def on_terminal(arguments: list[str]) -> str:
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_verification_is_harmless_on_a_terminal(
+    attacked: Attacked, tmp_path: Path, form: str
+) -> None:
+    out = Path(shutil.copytree(attacked.out, tmp_path / "out"))
+    (out / "data" / f"{ESCAPE}.txt").write_text("planted")
+    arguments = ["verify", str(out), "--no-source", "--format", form]
+    if form == "json":
+        assert "\x9b\u202e.txt" in curate(*arguments).output
+    printed = on_terminal(arguments, code=1)
+    assert hidden(printed) == []
+    assert "\\u202e.txt" in printed
+
+
+def on_terminal(arguments: list[str], code: int = 0) -> str:
     """What a command prints on a terminal, which turns each line end into a return and one."""
     ours, theirs = pty.openpty()
     program = [sys.executable, "-c", "from curate.cli import main; main()", *arguments]
-    subprocess.run(program, env=environment(), stdout=theirs, check=True, timeout=60)
+    done = subprocess.run(program, env=environment(), stdout=theirs, check=False, timeout=60)
+    assert done.returncode == code
     os.close(theirs)
     pieces = []
     with contextlib.suppress(OSError):  # the end

@@ -155,7 +155,10 @@ def test_a_file_that_is_no_log(pair, tmp_path):
     (tmp_path / LOG_NAME).write_bytes(b"not a database" * 1000)
     problem, remedy = refusal(lambda: compare([pair[0], tmp_path]))
     assert problem.startswith(f"The selection log in {tmp_path} cannot be opened: ")
-    assert remedy.startswith("Close other connections to it, or run curate again")
+    assert remedy == (
+        "Close other connections to it; if it is damaged, restore it, or run curate again with "
+        "another --out."
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from log_sample import DECISIONS, IDS, RUN, TOKENS, Log
+from log_sample import DECISIONS, IDS, RUN, SOURCES, TOKENS, Log
 
 from curate import records
 from curate.errors import InvalidInput, OutputFailed
@@ -237,8 +237,23 @@ def test_paths_may_hold_any_character(tmp_path):
         assert opened.execute("SELECT count(*) FROM document").fetchall() == [(6,)]
 
 
-def test_a_path_that_duckdb_cannot_write_is_refused(tmp_path):
-    folder = tmp_path / "what?"
+def test_a_path_that_looks_like_a_pattern_is_only_a_path(tmp_path):
+    """Beside folders that the pattern would match, whose rows are others."""
+    for name in ("x1", "x2"):
+        (tmp_path / name).mkdir()
+        other = Log(tmp_path / name)
+        other.metadata = [("source", pa.array(["of another run"] * 6))]
+        other.build()
+    for name in ("x[1]", "x*", "x[0-9]"):
+        (tmp_path / name).mkdir()
+        with open_plain(Log(tmp_path / name).build()) as opened:
+            found = opened.execute("SELECT source FROM document ORDER BY document_id").fetchall()
+        assert [source for (source,) in found] == SOURCES.to_pylist()
+
+
+@pytest.mark.parametrize(("name", "character"), [("what?", "question mark"), ("a\\b", "backslash")])
+def test_a_path_that_duckdb_cannot_write_is_refused(tmp_path, name, character):
+    folder = tmp_path / name
     folder.mkdir()
-    with pytest.raises(InvalidInput, match="question mark"):
+    with pytest.raises(InvalidInput, match=character):
         Log(folder).build()

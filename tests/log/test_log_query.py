@@ -211,6 +211,22 @@ def test_a_file_that_is_no_log(tmp_path):
         connect(tmp_path)
 
 
+def test_a_log_that_was_cut_short_names_a_way_out(log):
+    """Running curate again with the same output folder would only report the finished run."""
+    out: Path = log.build()
+    path = out / "selection_log.duckdb"
+    content = path.read_bytes()
+    for size in (len(content) // 2, len(content) // 5, 20_000):
+        path.write_bytes(content[:size])
+        with pytest.raises(InvalidInput, match=r"cannot be (read|opened)") as caught:
+            summary(out)
+        assert caught.value.remedy.endswith(
+            "; if it is damaged, restore it, or run curate again with another --out."
+        )
+    path.write_bytes(content)
+    assert summary(out)["run"]["run_id"] == "run-1"
+
+
 def test_a_second_connection_may_be_open(log):
     out: Path = log.build()
     with connect(out) as first, connect(out) as second:

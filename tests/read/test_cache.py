@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import make_documents, tokens_of
 
 from curate.read import cache as cache_module
+from curate.read import schema
 from curate.read.cache import (
     TokenCache,
     cache_from_json,
@@ -178,6 +179,19 @@ def test_writing_twice_gives_the_same_bytes(pool, tmp_path):
     assert len(names) == 2 * len(one.fragments)
     for name in names:
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 700, 10**9])
+def test_tokens_do_not_depend_on_the_bytes_of_a_batch(pool, tmp_path, monkeypatch, batch_bytes):
+    one = build(pool, tmp_path / "a")
+    monkeypatch.setattr(schema, "BATCH_BYTES", batch_bytes)
+    corpus = pool[0]
+    batches = [batch for _, batch in corpus.iter_batches(corpus.shards[0], batch_rows=256)]
+    assert (len(batches) > 6) == (batch_bytes < 10**9)
+    other = build(pool, tmp_path / "b")
+    assert one.fragments == other.fragments
+    for path in one.folder.iterdir():
+        assert path.read_bytes() == (other.folder / path.name).read_bytes()
 
 
 def test_a_shard_of_empty_texts_is_logged_and_never_drawn(pool, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from curate.errors import InvalidInput
 from curate.read.corpus import open_corpus
+from curate.read.schema import BATCH_BYTES
 
 ROWS = {"text": [f"doc {i}" for i in range(10)], "n": list(range(10))}
 
@@ -36,6 +37,15 @@ def test_saved_dataset(saved):
     assert b"huggingface" in corpus.schema.metadata
     assert read(corpus) == ROWS
     assert read(corpus, columns=["n"]) == {"n": ROWS["n"]}
+
+
+def test_batches_of_large_rows_are_bounded_in_bytes(tmp_path):
+    texts = [f"{i:0600000d}" for i in range(60)]
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "saved")
+    corpus = open_corpus(str(tmp_path / "saved"))
+    rows = [batch for _, batch in corpus.iter_batches(corpus.shards[0])]
+    assert all(batch.nbytes < 1.1 * BATCH_BYTES for batch in rows)
+    assert [text for batch in rows for text in batch["text"].to_pylist()] == texts
 
 
 def test_saved_dataset_behind_a_url(saved):

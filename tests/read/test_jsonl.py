@@ -139,6 +139,131 @@ def test_shards_that_do_not_unify(tmp_path):
     )
 
 
+BIG, SIGNED = 2**64 - 1, 2**53 + 1
+ROUNDED = (
+    'Shard {path} has integers in field "{name}" that would be rounded ({one} for one), as the '
+    "field also has fractions, negative values or integers of more than 64 bits."
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, None, 2**63], pa.uint64()),
+        ([BIG, 0, 2**63 + 12345], pa.uint64()),
+        ([-SIGNED, SIGNED, 2**63 - 1], pa.int64()),
+        ([[1, BIG], [], None], pa.list_(pa.uint64())),
+        ([{"a": BIG, "b": 1.5}, {"a": None}], pa.struct([("a", pa.uint64()), ("b", pa.float64())])),
+        ([[{"a": BIG}], [{"a": 1}]], pa.list_(pa.struct([("a", pa.uint64())]))),
+        (
+            [{"a": BIG, "b": 2**60}, {"b": 1.5}],
+            pa.struct([("a", pa.uint64()), ("b", pa.float64())]),
+        ),
+        ([1.5, 2**53, 10**22, 1e300, -(2**60)], pa.float64()),
+        ([0.1234567890123456789, 1e17, 12345678901234567.5], pa.float64()),
+    ],
+)
+def test_large_integers_are_what_was_written(tmp_path, values, kind):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines([{"text": "a", "seen": "2024-01-01", "n": value} for value in values]))
+    rows, problems = read_with_problems(path)
+    assert not problems
+    corpus = open_corpus(str(path))
+    assert corpus.schema.field("n").type == kind
+    assert corpus.schema.field("seen").type == pa.string()
+    assert [row["n"] for row in rows] == [
+        value
+        if not isinstance(value, dict)
+        else {field.name: value.get(field.name) for field in kind}
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "one"),
+    [
+        ([SIGNED, 1.5], "n", SIGNED),
+        ([BIG, -1], "n", BIG),
+        ([BIG, 1.0], "n", BIG),
+        ([2**64 + 1], "n", 2**64 + 1),
+        ([[SIGNED, 1.5]], "n", SIGNED),
+        ([{"a": [SIGNED]}, {"a": [1.5]}], "n.a", SIGNED),
+    ],
+)
+def test_integers_that_no_type_holds_are_refused(tmp_path, values, name, one):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines([{"text": "a", "n": value} for value in values]))
+    with pytest.raises(InvalidInput) as caught:
+        open_corpus(str(path), tolerant=True)
+    assert not isinstance(caught.value, DamagedShard)
+    assert caught.value.problem == ROUNDED.format(path=path, name=name, one=one)
+    assert caught.value.remedy == "Write the field as text in the JSONL, or the data as Parquet."
+
+
+def test_shards_of_signed_and_unsigned_integers(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines([{"text": "a", "n": SIGNED}]))
+    (tmp_path / "b.jsonl").write_bytes(lines([{"text": "a", "n": BIG}]))
+    corpus = open_corpus(str(tmp_path))
+    assert corpus.schema.field("n").type == pa.uint64()
+    assert read(corpus, 0) + read(corpus, 1) == [{"text": "a", "n": n} for n in (SIGNED, BIG)]
+
+
+@pytest.mark.parametrize("large", [SIGNED, -SIGNED, BIG])
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_shards_that_would_round_each_other_are_refused(tmp_path, large, names):
+    path, other = (tmp_path / f"{name}.jsonl" for name in names)
+    path.write_bytes(
+        lines([{"text": "a", "n": n} for n in (0, 2**62, large, None, -(2**63))[: 4 + (large < 0)]])
+    )
+    other.write_bytes(lines([{"text": "a", "n": 1.5}]))
+    with pytest.raises(InvalidInput) as caught:
+        open_corpus(str(tmp_path))
+    assert caught.value.problem == ROUNDED.format(path=path, name="n", one=large)
+
+
+def test_lines_around_a_broken_one_would_round_each_other(tmp_path):
+    path = tmp_path / "a.jsonl"
+    whole = lines([{"text": "a", "n": SIGNED}]), b"{\n", lines([{"text": "a", "n": 1.5}])
+    path.write_bytes(b"".join(whole))
+    with pytest.raises(InvalidInput) as caught:
+        open_corpus(str(path))
+    assert caught.value.problem == ROUNDED.format(path=path, name="n", one=SIGNED)
+
+
+def test_a_late_integer_that_would_be_rounded(tmp_path):
+    """It lies behind the prefix that types are inferred from."""
+    path = tmp_path / "a.jsonl"
+    filler = {"text": "x" * 1_000_000, "n": 1.5, "m": [1.5]}
+    late = [{**filler, "n": SIGNED}, {**filler, "m": [1.5, -SIGNED]}, {**filler, "n": 2**60}]
+    path.write_bytes(lines([filler] * 18 + late + [filler]))
+    rows, problems = read_with_problems(path)
+    assert problems == {
+        18: f'{SIGNED} in field "n" does not fit a double exactly',
+        19: f'{-SIGNED} in field "m" does not fit a double exactly',
+    }
+    nothing = dict.fromkeys(filler)
+    assert rows == [filler] * 18 + [nothing, nothing, {**filler, "n": 2.0**60}, filler]
+
+
+INTEGERS = st.one_of(
+    st.integers(-(2**66), 2**66), st.integers(2**63 - 2, 2**64 + 1), st.integers(-3, 3)
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(INTEGERS, st.floats(-1e18, 1e18), st.none()), min_size=1, max_size=6))
+def test_no_number_is_ever_another(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    path.write_bytes(lines([{"text": "a", "n": value} for value in values]))
+    try:
+        rows, problems = read_with_problems(path)
+    except InvalidInput as refusal:
+        assert "would be rounded" in refusal.problem
+        return
+    assert not problems
+    assert [row["n"] for row in rows] == values
+
+
 def read_with_problems(path, **options):
     """The rows of the one shard, and what was said of those that cannot be used."""
     corpus = open_corpus(str(path))

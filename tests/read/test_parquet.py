@@ -12,6 +12,7 @@ from run_helpers import environment
 
 from curate.errors import DamagedShard, InvalidInput
 from curate.read.corpus import open_corpus
+from curate.read.schema import BATCH_BYTES
 
 ROWS = 5
 BERLIN = pa.timestamp("us", "Europe/Berlin")
@@ -142,6 +143,25 @@ def test_memory_does_not_grow_with_the_file(tmp_path, group_rows):
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert rows == 200_000
     assert peak < 6e6
+
+
+@pytest.mark.parametrize("names", [None, ["text"]])
+def test_batches_of_large_rows_are_bounded_in_bytes(tmp_path, names):
+    small = [f"{i:0100d}" for i in range(3000)]
+    large = [f"{i:0600000d}" for i in range(90)]
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("text", "string")])) as writer:
+        for texts in (small, large, ["0" * 20_000_000]):
+            writer.write_table(pa.table({"text": texts}))
+    corpus = open_corpus(str(tmp_path))
+    rows = [batch for _, batch in corpus.iter_batches(corpus.shards[0], names)]
+    assert [batch.num_rows for batch in rows[:3]] == [1024, 1024, 952]
+    assert rows[-1].num_rows == 1
+    assert all(batch.nbytes < 1.1 * BATCH_BYTES for batch in rows[:-1])
+    assert sum(batch.num_rows for batch in rows) == 3091
+    assert len(rows) < 10
+    for first, batch in corpus.iter_batches(corpus.shards[0], names):
+        every = [*small, *large]
+        assert first > 3089 or batch["text"].to_pylist() == every[first : first + batch.num_rows]
 
 
 def test_text_bytes_come_from_the_footer(tmp_path):

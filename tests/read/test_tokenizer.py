@@ -1,3 +1,4 @@
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -159,3 +160,17 @@ def test_a_sample_has_about_the_size_asked_for_and_follows_the_seed(tmp_path):
     assert len(set(sampled) & set(other)) < 0.6 * len(sampled)
     assert len({text[:2] for text in sampled}) >= 4
     assert len({text[3:7] for text in sampled}) > 100
+
+
+@pytest.mark.parametrize("dimensions", [1, 500])
+def test_other_columns_take_nothing_from_the_sample(tmp_path, dimensions):
+    """Two kilobytes of embeddings beside a hundred bytes of text."""
+    for shard in range(6):
+        texts = [f"{shard:02d}-{row:04d}" + "." * 93 for row in range(200)]
+        vectors = np.random.default_rng(shard).normal(size=200 * dimensions).astype(np.float32)
+        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(vectors), dimensions)
+        table = pa.table({"vector": embeddings, "text": texts})
+        pq.write_table(table, tmp_path / f"{shard}.parquet", use_dictionary=False)
+    sampled = list(sample_texts(open_corpus(str(tmp_path)), 0, 20_000))
+    assert 140 < len(sampled) < 260
+    assert len({text[:2] for text in sampled}) >= 4

@@ -410,3 +410,24 @@ def test_mark_top_breaks_ties_by_the_seed_whatever_the_order(tmp_path):
 
     assert kept(0) == kept(0)
     assert kept(0) != kept(1)
+
+
+@pytest.mark.parametrize("name", ["x[1]", "x*", "x?", "[x]1", "x[0-9]"])
+def test_a_path_that_looks_like_a_pattern_is_only_a_path(tmp_path, name):
+    """Beside folders that the pattern would match."""
+    folder, other = tmp_path / name, Case(1)
+    for place in ("x1", "x", "x[1]2", "xy"):
+        (tmp_path / place).mkdir()
+        select(other, tmp_path / place)
+        pq.write_table(other.decision_table(), tmp_path / place / "scored")
+    folder.mkdir()
+    totals, table = select(Case(0), folder)
+    (tmp_path / "plain").mkdir()
+    expected, rows = select(Case(0), tmp_path / "plain")
+    assert totals == expected
+    assert table.equals(rows)
+    marked = {}
+    for place in (folder, tmp_path / "plain"):
+        pq.write_table(Case(0).decision_table(), place / "scored")
+        marked[place] = mark_top(place / "marked", [place / "scored"], keep=0.5, seed=0)
+    assert len({str(one) for one in marked.values()}) == 1

@@ -18,6 +18,7 @@ from tiny_models import (
     weights_of,
 )
 
+from curate.errors import CurateError
 from curate.read.documents import concatenate
 from curate.read.windows import make_batches, rolling_windows
 from curate.records import DECISION, DOCUMENT, MASK, SELECTION
@@ -363,3 +364,46 @@ def test_the_last_visit_decides_and_the_weight_is_the_kept_share(tmp_path):
     first = reader.take(1).to_pylist()
     assert first == [{"input_ids": [0, 1, 2, 3], "loss_mask": [True, False, False, False]}]
     assert reader.take(1)["loss_mask"].to_pylist() == [[True, True, True]]
+
+
+def test_masks_below_a_path_that_looks_like_a_pattern(tmp_path):
+    """Beside a folder that the pattern would match, whose masks are others."""
+    for name, mask in (("x1", False), ("x[1]", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        document = {"document_id": [1], "shard_id": [0], "row": [1], "tokens": [1], "bytes": [9]}
+        visit = {"document_id": [1], "round": [0], "tokens": [1], "score": [1.0], "kept": [mask]}
+        tables = {
+            "documents": (document, DOCUMENT),
+            "decisions": (visit | {"tokens_kept": [int(mask)]}, DECISION),
+            "masks": ({"document_id": [1], "round": [0], "loss_mask": [[mask]]}, MASK),
+        }
+        for file, (values, schema) in tables.items():
+            columns = [values.get(field.name, [None]) for field in schema]
+            pq.write_table(pa.table(columns, schema=schema), folder / file)
+    totals = select_tokens(
+        folder / "selection",
+        folder / "sorted",
+        documents=[folder / "documents"],
+        decisions=[folder / "decisions"],
+        masks=[folder / "masks"],
+        scales=[RoundScale(0, 1.0, 0.0, 1.0)],
+    )
+    assert dataclasses.astuple(totals) == (1, 1)
+    assert MaskReader(folder / "sorted").take(1)["loss_mask"].to_pylist() == [[True]]
+
+
+def test_masks_are_passed_over_in_batches(tmp_path, monkeypatch):
+    rows = 5000
+    masks = pa.table({"input_ids": [[row] for row in range(rows)], "loss_mask": [[True]] * rows})
+    pq.write_table(masks, tmp_path / "sorted")
+    taken, take = [], MaskReader.take
+    monkeypatch.setattr(
+        MaskReader, "take", lambda reader, count: taken.append(count) or take(reader, count)
+    )
+    reader = MaskReader(tmp_path / "sorted")
+    reader.skip(4321)
+    assert max(taken) <= 1024
+    assert reader.take(2)["input_ids"].to_pylist() == [[4321], [4322]]
+    with pytest.raises(CurateError, match="fewer token masks"):
+        reader.skip(rows)

@@ -64,7 +64,7 @@ def test_folder_with_card_loads(make_log, tmp_path: Path):
     (out / "manifest.json").write_text('{"not": "data"}')
     table = pool_table(20).select(["text", "flag"])
     part = out / "data" / "part-00000.parquet"
-    write_part(part, table.schema, numbered(table, 5), selection_of([1, 4, 7]))
+    write_part(part, table.schema, numbered(table, 5), selection_of([1, 4, 7]).to_batches())
     loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded["text"] == ["document 1", "document 4", "document 7"]
 

@@ -36,7 +36,9 @@ def finished_run(out: Path, *, columns: list[str] | None = None, rows: int = 300
         weights = pa.array(np.linspace(0.25, 3, selection.num_rows), pa.float32())
         selection = selection.set_column(1, "weight", weights)
         path = out / "data" / f"part-{number:05d}.parquet"
-        write_part(path, table.schema, numbered(table, 50), selection, row_group_rows=40)
+        write_part(
+            path, table.schema, numbered(table, 50), selection.to_batches(), row_group_rows=40
+        )
     (out / "manifest.json").write_text(COMPLETE)
     (out / "config.yaml").write_text("seed: 5\n")
     return out
@@ -123,12 +125,34 @@ def test_json_has_no_nan(tmp_path: Path):
         tmp_path / "out/data/part-00000.parquet",
         table.schema,
         numbered(table, 1),
-        selection_of([0]),
+        selection_of([0]).to_batches(),
     )
     (tmp_path / "out/manifest.json").write_text(COMPLETE)
     export_dataset(tmp_path / "out", to="jsonl", dest=tmp_path / "lines")
     row = json.loads((tmp_path / "lines/part-00000.jsonl").read_text())
     assert (row["x"], row["t"]) == ([None, None, 1.0], 1.5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "value", [pa.array([10**7], "date32"), pa.array([2**61], pa.timestamp("us"))], ids=["day", "us"]
+)
+def test_dates_that_json_lines_cannot_hold(tmp_path: Path, value: pa.Array, nested: bool):
+    column = pa.array([[value[0]]], pa.list_(value.type)) if nested else value
+    table = pa.table({"when": column})
+    write_part(
+        tmp_path / "out/data/part-00000.parquet",
+        table.schema,
+        numbered(table, 1),
+        selection_of([0]).to_batches(),
+    )
+    (tmp_path / "out/manifest.json").write_text(COMPLETE)
+    with pytest.raises(InvalidInput, match="dates beyond the years 1 to 9999") as caught:
+        export_dataset(tmp_path / "out", to="jsonl", dest=tmp_path / "lines")
+    assert caught.value.remedy == "Export them with --to parquet or --to hf."
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for to in ("parquet", "hf"):
+        assert export_dataset(tmp_path / "out", to=to, dest=tmp_path / to).rows == 1
 
 
 @pytest.mark.parametrize("to", FORMATS)

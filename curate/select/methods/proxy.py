@@ -66,7 +66,7 @@ class Proxy:
                 if done > 0:
                     done -= 1
                 else:
-                    self._step(block)
+                    self.train(block)
                 left -= block.num_tokens
                 if left <= 0:
                     return
