@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from curate.errors import InvalidInput
 from curate.log.schema import DOCUMENT
 from curate.pipeline import tokens
 from curate.pipeline.prepare import prepare
+from curate.pipeline.progress import Progress
 from curate.read.tokenizer import train_tokenizer
 
 
@@ -309,9 +311,17 @@ def test_a_target_is_cut_once_and_not_in_every_shard(
     places = {"pool": inputs / "pool", "target": tmp_path / "targets", "out": tmp_path / "out"}
     prepared, _ = prepare(load_config(None, {key: str(place) for key, place in places.items()}))
     tokenizer = train_tokenizer(iter(["river stone cloud"]), 300)
-    assert len(tokens.read_target(prepared, tokenizer)) == 5 + 6 + 7
+    said = io.StringIO()
+    progress = Progress(said)
+    assert len(tokens.read_target(prepared, tokenizer, progress)) == 5 + 6 + 7
+    assert said.getvalue() == ""
     monkeypatch.setattr(tokens, "_TARGET_TOKENS", 1)
-    assert len(tokens.read_target(prepared, tokenizer)) == 5
+    found = tokens.read_target(prepared, tokenizer, progress)
+    assert len(found) == 5
+    assert said.getvalue() == (
+        f"The target is large: its first 5 documents, {found.num_tokens} tokens, are used, and the "
+        "others are not read.\n"
+    )
 
 
 def test_a_target_without_tokens_is_refused(tmp_path: Path) -> None:
@@ -324,6 +334,6 @@ def test_a_target_without_tokens_is_refused(tmp_path: Path) -> None:
             return [np.zeros(0, dtype=np.uint16) for _ in texts]
 
     with pytest.raises(InvalidInput) as caught:
-        tokens.read_target(prepared, Silent())
+        tokens.read_target(prepared, Silent(), Progress(io.StringIO()))
     assert caught.value.problem == "The target has no text: its documents gave no tokens."
     assert caught.value.remedy == "Give --target documents with text in column text."

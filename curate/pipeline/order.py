@@ -99,7 +99,7 @@ def _run_stages(
 ) -> dict[str, int]:
     tokenizer = tokenizer_stage(inputs, folder, progress)
     cache = tokens_stage(inputs, folder, tokenizer, progress)
-    target = read_target(inputs, tokenizer)
+    target = read_target(inputs, tokenizer, progress)
     num_parameters = count_parameters(
         inputs.config.model.name, inputs.shape, tokenizer.vocabulary_size
     )

@@ -126,8 +126,8 @@ def _grow(
 
 
 @doing(TOKENIZE)
-def read_target(inputs: Inputs, tokenizer: TextTokenizer) -> Documents:
-    """The tokenized target, in memory; reading stops after 16 M tokens.
+def read_target(inputs: Inputs, tokenizer: TextTokenizer, progress: Progress) -> Documents:
+    """The tokenized target, in memory; reading stops after 16 M tokens, and the user is told.
 
     Raises:
         InvalidInput: it gave no tokens.
@@ -150,6 +150,11 @@ def read_target(inputs: Inputs, tokenizer: TextTokenizer) -> Documents:
         ids.extend(range(first, first + batch.num_rows))
         read += sum(map(len, tokens[-batch.num_rows :]))
         if read > _TARGET_TOKENS:
+            if next(batches, None) is not None:
+                progress.note(
+                    f"The target is large: its first {len(ids):,} documents, {read:,} tokens, are "
+                    "used, and the others are not read."
+                )
             break
     if read == 0:
         raise InvalidInput(
