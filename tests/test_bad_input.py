@@ -431,15 +431,19 @@ APART = [
 ]
 
 
-@pytest.mark.parametrize(("source", "out"), INSIDE)
-def test_output_folder_inside_its_input(
-    place: Path, monkeypatch: pytest.MonkeyPatch, source: str, out: str
+@pytest.mark.parametrize(
+    ("source", "out", "inside"),
+    [(*case, True) for case in INSIDE] + [(*case, False) for case in APART],
+)
+def test_output_folder_inside_or_beside_its_input(
+    place: Path, monkeypatch: pytest.MonkeyPatch, source: str, out: str, inside: bool
 ) -> None:
     from curate.pipeline import prepare
 
     monkeypatch.chdir(place)
     source = source.format(place=place)
-    assert any(prepare.takes_in(source, Path(out) / name) for name in prepare._WRITTEN)
+    found = any(prepare.takes_in(source, Path(out) / name) for name in prepare._WRITTEN)
+    assert found == inside
 
 
 @pytest.mark.parametrize("role", ["pool", "target"])
@@ -451,17 +455,6 @@ def test_an_output_folder_inside_its_input_is_refused(place: Path, role: str, so
         f"The output folder {out} lies inside --{role} {given}.",
         "Give another folder with --out.",
     )
-
-
-@pytest.mark.parametrize(("source", "out"), APART)
-def test_output_folder_beside_its_input(
-    place: Path, monkeypatch: pytest.MonkeyPatch, source: str, out: str
-) -> None:
-    from curate.pipeline import prepare
-
-    monkeypatch.chdir(place)
-    source = source.format(place=place)
-    assert not any(prepare.takes_in(source, Path(out) / name) for name in prepare._WRITTEN)
 
 
 def test_an_empty_output_folder_is_fine(place: Path) -> None:

@@ -331,7 +331,7 @@ class Rounds:
         return self._method
 
     def _blocks(self, index: int, done: int) -> Iterator[Documents]:
-        """The blocks of round `index`: its share of a pass; the last of a whole one takes the rest.
+        """The blocks of round `index`: its share of a pass, of which the last takes the rest.
 
         Shares are counted in tokens, since blocks of whole documents are not all of one size. The
         first `done` blocks are left out.

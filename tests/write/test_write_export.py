@@ -117,17 +117,18 @@ def test_json_lines_have_every_value(tmp_path: Path):
     assert first["curate_weight"] == 0.25
 
 
+def write_run_of_one(out: Path, table: pa.Table) -> None:
+    """A finished run that kept the one row of a table."""
+    part = out / "data/part-00000.parquet"
+    write_part(part, table.schema, numbered(table, 1), selection_of([0]).to_batches())
+    (out / "manifest.json").write_text(COMPLETE)
+
+
 def test_json_has_no_nan(tmp_path: Path):
     table = pa.table(
         {"x": [[float("nan"), float("inf"), 1.0]], "t": pa.array([1500], "duration[ms]")}
     )
-    write_part(
-        tmp_path / "out/data/part-00000.parquet",
-        table.schema,
-        numbered(table, 1),
-        selection_of([0]).to_batches(),
-    )
-    (tmp_path / "out/manifest.json").write_text(COMPLETE)
+    write_run_of_one(tmp_path / "out", table)
     export_dataset(tmp_path / "out", to="jsonl", dest=tmp_path / "lines")
     row = json.loads((tmp_path / "lines/part-00000.jsonl").read_text())
     assert (row["x"], row["t"]) == ([None, None, 1.0], 1.5)
@@ -140,13 +141,7 @@ def test_json_has_no_nan(tmp_path: Path):
 def test_dates_that_json_lines_cannot_hold(tmp_path: Path, value: pa.Array, nested: bool):
     column = pa.array([[value[0]]], pa.list_(value.type)) if nested else value
     table = pa.table({"when": column})
-    write_part(
-        tmp_path / "out/data/part-00000.parquet",
-        table.schema,
-        numbered(table, 1),
-        selection_of([0]).to_batches(),
-    )
-    (tmp_path / "out/manifest.json").write_text(COMPLETE)
+    write_run_of_one(tmp_path / "out", table)
     with pytest.raises(InvalidInput, match="dates beyond the years 1 to 9999") as caught:
         export_dataset(tmp_path / "out", to="jsonl", dest=tmp_path / "lines")
     assert caught.value.remedy == "Export them with --to parquet or --to hf."
