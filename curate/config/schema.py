@@ -249,15 +249,15 @@ class BladeConfig(Section):
     )
     final: str | None = option(
         None,
-        "one more pass that scores only and decides the pool as a whole: rescore by the last pair, "
-        "ensemble by the first and the last together. By default ensemble by document, none by "
-        "token",
+        "one more pass that scores only and decides the pool as a whole: rescore by a new pair, "
+        "ensemble by the last round's reference against the proxy after it, and an n-gram "
+        "classifier. By default ensemble by document, none by token",
         choices=("none", "rescore", "ensemble"),
     )
     ngram_weight: float = option(
         0.5,
         "what an ensemble takes from a document's score for each spread that an n-gram "
-        "classifier's log-odds of the target lie below a cap; its pairs' mean has a spread near 1",
+        "classifier's log-odds of the target lie below a cap; its pair's score has a spread near 1",
         minimum=0,
     )
 
@@ -413,8 +413,8 @@ class Config(Section):
 
     @property
     def final_pass(self) -> str:
-        """What `blade.final` comes to under this method and granularity; an ensemble of the pairs
-        of several syncs is blade's alone.
+        """What `blade.final` comes to under this method and granularity; an ensemble is blade's
+        alone.
         """
         ensemble = self.method == "blade" and self.granularity == "document"
         final = self.blade.final or ("ensemble" if ensemble else "none")

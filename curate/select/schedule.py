@@ -144,7 +144,7 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
     Args:
         config: resolved.
         pool_tokens: tokens of the whole pool.
-        syncs: times the reference is made anew; once a round by default.
+        syncs: times the reference is made anew; by default once a round, and for `rescore`.
     """
     blade = config.blade
     block_tokens = _block_tokens(config)
@@ -159,7 +159,7 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
         block_tokens=block_tokens,
         scoring=blade.final not in (None, "none"),
     )
-    syncs = schedule.rounds + schedule.scoring if syncs is None else syncs
+    syncs = schedule.rounds + (blade.final == "rescore") if syncs is None else syncs
     trained = schedule.passes * blocks * int(config.train.batch_tokens or 0)
     scored = round((share * schedule.passes + schedule.scoring) * pool_tokens)
     if config.granularity == "token":  # a token's budget is its block's

@@ -183,10 +183,10 @@ def test_documents_that_were_held_out_score_like_those_that_were_not_seen(tmp_pa
     method.start_round(0)
     start = method.start_round(bench.context.schedule.rounds)
     every = concatenate(list(pool.cache.stream(0)))
-    scores = method._ensemble_scores(every).score
+    scores = method._ensemble.scores(every, None).score
     seen = ~method._held_out.holds(every)
     like = pool.kinds(every) == 0
-    own = method._ensemble_scores(pool.target).score
+    own = method._ensemble.scores(pool.target, None).score
     held_out = np.isin(pool.target.ids, method._held_out.target.ids)
     unseen = scores[like & ~seen].mean()
     assert abs(own[held_out].mean() - unseen) < abs(own[held_out].mean() - own[~held_out].mean())

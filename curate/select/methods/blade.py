@@ -33,13 +33,7 @@ from curate.score.loss import (
 )
 from curate.select.budget import keep_top, token_noise
 from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores, save_state
-from curate.select.methods.ensemble import (
-    NgramVote,
-    ScoringPair,
-    ensemble_scores,
-    measure_spread,
-    train_vote,
-)
+from curate.select.methods.ensemble import Ensemble, NgramVote, measure_spread, train_vote
 from curate.select.methods.held_out import HeldOut, pool_sample, target_sample
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
@@ -67,9 +61,7 @@ class BladeMethod:
         self._lambda = self._blade.lambda_
         self._round = 0
         self._forward: torch.Tensor | None = None
-        self._first: ScoringPair | None = None
-        self._last: ScoringPair | None = None
-        self._vote: NgramVote | None = None
+        self._ensemble: Ensemble | None = None
         self._separation: Separation | None = None
 
     @staticmethod
@@ -82,12 +74,16 @@ class BladeMethod:
         self._proxy.warm_up()
 
     def start_round(self, round_index: int) -> RoundStart:
-        """Sync: make the reference, and the lookahead control, anew from the proxy."""
+        """Sync: make the reference, and the lookahead control, anew from the proxy.
+
+        An ensemble decides by the last round's reference instead.
+        """
+        if self._blade.final == "ensemble" and round_index >= self._context.schedule.rounds:
+            self._gather_ensemble()
+            return self._begin(round_index, self._lambda, 0)
         lambda_ = lambda_at(self._blade, round_index, self._context.schedule.rounds)
         lookahead = self._blade.control == "lookahead"
         self._pair.sync(round_index, lambda_, lookahead=lookahead, choose=self._choose)
-        if self._blade.final == "ensemble":
-            self._gather_ensemble(round_index)
         return self._begin(round_index, lambda_, int(self._blade.reference_steps or 0))
 
     def score(self, block: Documents) -> Scores:
@@ -96,8 +92,8 @@ class BladeMethod:
         if self._by_token:
             learning = self._round < self._context.schedule.rounds
             return self._score_tokens(block, learning=learning)
-        if self._last is not None:
-            return self._soften(self._ensemble_scores(block), block)
+        if self._ensemble is not None:
+            return self._soften(self._ensemble.scores(block, self._most), block)
         control = document_losses(self._pair.control or self._proxy.scored, block, self._most)
         reference = document_losses(self._reference, block, self._most)
         excess = excess_loss(control, reference)
@@ -128,14 +124,15 @@ class BladeMethod:
 
     def save(self, path: Path) -> None:
         """Everything that what follows depends on, readable with `weights_only`."""
+        ensemble = self._ensemble
+        vote = ensemble.vote if ensemble else None
         state = {
             "proxy": self._proxy.state_dict(),
             "pair": self._pair.state_dict(),
             "lambda": self._lambda,
             "round": self._round,
-            "first": self._pair.weights_of(self._first),
-            "spread": self._last.spread if self._last else None,
-            "vote": self._vote.state_dict() if self._vote else None,
+            "spread": ensemble.spread if ensemble else None,
+            "vote": vote.state_dict() if vote else None,
             "separation": dataclasses.asdict(self._separation) if self._separation else None,
         }
         save_state(state, path)
@@ -148,41 +145,27 @@ class BladeMethod:
         self._pair.load_state_dict(state["pair"])
         self._lambda = state["lambda"]
         self._round = state["round"]
-        self._first = self._pair.scoring_pair(state["first"])
-        self._last = None
-        if state["spread"] is not None:
-            self._last = ScoringPair(self._scored_control(), self._reference, state["spread"])
-        separation = state["separation"]
+        separation, vote, spread = state["separation"], state["vote"], state["spread"]
         self._separation = None if separation is None else Separation(**separation)
-        self._vote = None
-        if state["vote"] is not None:
-            self._vote = NgramVote.restored(self._context, state["vote"])
+        self._ensemble = None
+        if spread is not None:
+            restored = None if vote is None else NgramVote.restored(self._context, vote)
+            control = self._proxy.scored.frozen_copy()
+            self._ensemble = Ensemble(control, self._reference, spread, restored)
 
-    def _gather_ensemble(self, round_index: int) -> None:
-        """Keep the first sync's pair; at the last scoring, join it with the one at hand.
-
-        An n-gram classifier of the target votes with them.
-        """
-        scoring = round_index >= self._context.schedule.rounds
-        if self._first is not None and not scoring:
-            return
-        sample = pool_sample(self._context)
-        pair = measure_spread(self._scored_control(), self._reference, sample, self._most)
-        self._first = self._first or pair
-        self._last = pair if scoring else None
-        if not scoring:
-            return
+    def _gather_ensemble(self) -> None:
+        """The proxy as it is, against the reference at hand, with an n-gram classifier's vote."""
+        sample, most = pool_sample(self._context), self._most
+        control = self._proxy.scored.frozen_copy()
+        spread = measure_spread(control, self._reference, sample, most)
+        vote = None
         if self._blade.ngram_weight > 0:
-            self._vote = train_vote(self._held_out.rest, sample)
+            vote = train_vote(self._held_out.rest, sample)
+        self._ensemble = Ensemble(control, self._reference, spread, vote)
         target = self._held_out.target
         if len(target):
-            scores = (self._ensemble_scores(one) for one in (target, self._held_out.pool()))
+            scores = (self._ensemble.scores(one, most) for one in (target, self._held_out.pool()))
             self._separation = measure_separation(*(one.score for one in scores))
-
-    def _ensemble_scores(self, block: Documents) -> Scores:
-        if self._first is None or self._last is None:
-            raise RuntimeError("an ensemble is there once the last scoring has begun")
-        return ensemble_scores(self._first, self._last, block, self._most, self._vote)
 
     def _soften(self, scores: Scores, block: Documents) -> Scores:
         """The scores under noise, more of it the less the target stands out."""
@@ -190,10 +173,6 @@ class BladeMethod:
             return scores
         noise = self._separation.noise(self._config.seed, block.ids)
         return dataclasses.replace(scores, score=scores.score + noise)
-
-    def _scored_control(self) -> LanguageModel:
-        """What the reference is compared with, frozen."""
-        return self._pair.control or self._proxy.scored.frozen_copy()
 
     def _begin(self, round_index: int, lambda_: float, reference_steps: int) -> RoundStart:
         """What holds for a round once its pair is there."""

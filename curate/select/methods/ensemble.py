@@ -1,12 +1,12 @@
-"""Scores by two pairs at once, the first sync's and the last, and by an n-gram classifier.
+"""Scores of the whole pool by the last round's pair and by an n-gram classifier.
 
-A pair sees the pool as a model of its stage does. The first judges before the proxy has learned
-what it picks, the last after; a document that both prefer is a safer choice than the favourite of
-either. Each lets in noise of its own, the last more, so the first counts twice
-(benchmarks/LOG.md). The classifier knows words alone, and what it mistakes for the target no pair
-does, nor the other way round. So it only takes away, from what does not read like the target, and
-lifts nothing that the pairs do not want. Excess losses, per byte of text, and log-odds are divided
-by their spread over a sample of the pool, so that none outvotes another by having moved further.
+The pair is the proxy as the rounds leave it, and the reference that guided the last of them: what
+the proxy has learned of its picks since then no longer counts for them, and what it has lost does,
+so that the kept set is not all of one kind (benchmarks/LOG.md). The classifier knows words alone,
+and what it mistakes for the target no pair does, nor the other way round. So it only takes away,
+from what does not read like the target, and lifts nothing that the pair does not want. Excess
+losses, per byte of text, and log-odds are divided by their spread over a sample of the pool, so
+that the vote weighs the same whatever the models.
 """
 
 from __future__ import annotations
@@ -24,30 +24,8 @@ from curate.select.methods.base import Context, Scores, check_finite
 from curate.select.methods.classifier import TargetOdds
 from curate.train.model import LanguageModel
 
-FIRST_WEIGHT = 2 / 3
-"""Share of the first pair in the mean."""
 VOTE_CAP = 1.0
 """Spreads above the pool's mean from which on the log-odds of the target take nothing away."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringPair:
-    """Two frozen models and the spread of the excess loss between them.
-
-    Attributes:
-        control: what the reference is compared with.
-        reference: w.
-        spread: standard deviation of the documents' excess loss, nats per byte.
-    """
-
-    control: LanguageModel
-    reference: LanguageModel
-    spread: float = 1.0
-
-    def losses(self, documents: Documents, most: int | None) -> tuple[Float64, Float64]:
-        """Loss of each document under control and reference, nats per token, [N] each."""
-        control = document_losses(self.control, documents, most)
-        return control, document_losses(self.reference, documents, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +34,7 @@ class NgramVote:
 
     Attributes:
         odds: the trained classifier.
-        weight: what a spread of its log-odds counts against one of the pairs' excess losses.
+        weight: what a spread of its log-odds counts against one of the pair's excess losses.
         mean: mean log-odds of the pool's documents, nats.
         spread: their standard deviation, nats.
     """
@@ -101,48 +79,50 @@ def train_vote(context: Context, sample: Documents) -> NgramVote:
     return NgramVote(odds, weight, float(found.mean()), spread(found))
 
 
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """What decides about the pool as a whole.
+
+    Attributes:
+        control: the proxy after the last round, frozen.
+        reference: w of the last round, frozen.
+        spread: standard deviation of the documents' excess loss, nats per byte.
+        vote: the classifier's part, of all of a document's tokens; None without one.
+    """
+
+    control: LanguageModel
+    reference: LanguageModel
+    spread: float
+    vote: NgramVote | None
+
+    def scores(self, documents: Documents, most: int | None) -> Scores:
+        """Excess loss per byte / spread, plus the vote, of N documents.
+
+        Args:
+            documents: the documents.
+            most: tokens read of a document by the models; None for all.
+        """
+        control = document_losses(self.control, documents, most)
+        reference = document_losses(self.reference, documents, most)
+        excess = excess_loss(control, reference)
+        score = per_byte(excess, documents) / self.spread
+        votes = None if self.vote is None else self.vote.of(documents)
+        if votes is not None:
+            score += votes
+        read = tokens_read(self.reference, documents, most)
+        return Scores(control, reference, excess, score, tokens_read=read, ngram_vote=votes)
+
+
 def measure_spread(
     control: LanguageModel, reference: LanguageModel, sample: Documents, most: int | None
-) -> ScoringPair:
-    """The pair with its spread over a sample of the pool, `most` tokens read of a document.
+) -> float:
+    """Spread of the excess loss over a sample of the pool, nats per byte, `most` tokens read.
 
     Raises:
         NonFiniteLoss: an excess loss is NaN or infinite.
     """
-    pair = ScoringPair(control, reference)
-    excess = excess_loss(*pair.losses(sample, most))
+    excess = excess_loss(
+        document_losses(control, sample, most), document_losses(reference, sample, most)
+    )
     check_finite("an excess loss", excess, sample)
-    return ScoringPair(control, reference, spread(per_byte(excess, sample)))
-
-
-def ensemble_scores(
-    first: ScoringPair,
-    last: ScoringPair,
-    documents: Documents,
-    most: int | None,
-    vote: NgramVote | None = None,
-) -> Scores:
-    """Weighted mean over two pairs of excess loss per byte / spread, plus the vote.
-
-    Args:
-        first: the first sync's pair.
-        last: the last sync's pair.
-        documents: N documents.
-        most: tokens read of a document by the pairs; None for all.
-        vote: the classifier's part, of all their tokens.
-
-    Losses and excess loss, nats per token, are weighted alike, so that proxy loss - reference loss
-    is the excess loss.
-    """
-    control, reference, score = (np.zeros(len(documents)) for _ in range(3))
-    for pair, weight in ((first, FIRST_WEIGHT), (last, 1 - FIRST_WEIGHT)):
-        ours, theirs = pair.losses(documents, most)
-        control += weight * ours
-        reference += weight * theirs
-        score += weight * per_byte(excess_loss(ours, theirs), documents) / pair.spread
-    votes = None if vote is None else vote.of(documents)
-    if votes is not None:
-        score += votes
-    excess = excess_loss(control, reference)
-    read = tokens_read(last.reference, documents, most)
-    return Scores(control, reference, excess, score, tokens_read=read, ngram_vote=votes)
+    return spread(per_byte(excess, sample))

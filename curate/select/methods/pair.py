@@ -15,7 +15,6 @@ from curate.noise import make_key, shuffled_order
 from curate.read.cache import draw_batches
 from curate.read.documents import Documents
 from curate.select.methods.base import Context
-from curate.select.methods.ensemble import ScoringPair
 from curate.select.methods.proxy import Proxy
 from curate.train.model import LanguageModel
 from curate.train.optimizer import Term
@@ -62,25 +61,6 @@ class Pair:
         self.control = None
         if lookahead:
             self.control = self._step_away("lookahead", lookahead_terms(pool, lambda_))
-
-    def weights_of(self, pair: ScoringPair | None) -> dict[str, Any] | None:
-        """A frozen pair as plain values for a checkpoint."""
-        if pair is None:
-            return None
-        models = {"control": pair.control, "reference": pair.reference}
-        weights = {name: model.network.state_dict() for name, model in models.items()}
-        return {"weights": weights, "spread": pair.spread}
-
-    def scoring_pair(self, state: dict[str, Any] | None) -> ScoringPair | None:
-        """Inverse of `weights_of`."""
-        if state is None:
-            return None
-        control, reference = (
-            self._restore(state["weights"][name]) for name in ("control", "reference")
-        )
-        if control is None or reference is None:
-            raise ValueError("a pair has two models")
-        return ScoringPair(control, reference, state["spread"])
 
     def state_dict(self) -> dict[str, Any]:
         """Both models and what was drawn, readable with `weights_only`."""
