@@ -4,11 +4,11 @@ The verbs of the command line are functions here (`curate log` is `summary`, `ru
 
     config = curate.load_config(flags={"pool": "shards/", "target": "t.parquet", "out": "out"})
     curate.run(config)
-    curate.run_sql(Path("out"), "FROM keep_rate_by_source")
-    curate.compare([Path("out"), Path("out-random")])
+    curate.run_sql("out", "FROM keep_rate_by_source")
+    curate.compare(["out", "out-random"])
     curate.evaluate(curate.EvaluateSettings(out=Path("out"), test="test.parquet"))
-    curate.verify(Path("out"), full=True)
-    curate.export(Path("out"), to="hf", dest=Path("curated"))
+    curate.verify("out", full=True)
+    curate.export("out", to="hf", dest="curated")
 
 Names are imported when first used, so that asking a log for something does not load torch.
 """

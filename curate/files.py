@@ -18,6 +18,9 @@ from typing import Any
 from curate.errors import InvalidInput
 from curate.refusal import writing
 
+StrPath = str | os.PathLike[str]
+"""A path as callers of the library may give it."""
+
 SEAL = "sha256"
 """The last entry of a sealed JSON text: the SHA-256 of the same text without it."""
 

@@ -18,12 +18,12 @@ def main(pool: str, target: str, out: str, *assignments: str) -> None:
     print(f"kept {summary.kept_tokens:,} of {summary.pool_tokens:,} tokens")
 
     reasons = "SELECT reason, count(*) AS documents FROM document GROUP BY reason ORDER BY reason"
-    for row in curate.run_sql(Path(out), reasons).read_all().to_pylist():
+    for row in curate.run_sql(out, reasons).read_all().to_pylist():
         print(f"{row['reason']}: {row['documents']} documents")
 
     # Trainers that know nothing of weights read a copy in which weights are repetition.
     dest = Path(out).with_name(f"{Path(out).name}-materialized")
-    exported = curate.export(Path(out), to="hf", dest=dest, materialize=True)
+    exported = curate.export(out, to="hf", dest=dest, materialize=True)
     print(f"exported {exported.rows:,} rows to {dest}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -493,11 +494,31 @@ def test_library_callers_get_the_same_sentences(place: Path) -> None:
     import curate as library
 
     paths = {"pool": place / "nowhere", "target": place / "target.parquet", "out": place / "out"}
-    config = library.load_config(flags={name: str(path) for name, path in paths.items()})
+    config = library.load_config(flags=paths)
     with pytest.raises(library.InvalidInput, match="The pool path does not exist") as caught:
         library.run(config, io.StringIO())
     assert isinstance(caught.value, library.CurateError)
     assert not (place / "out").exists()
+
+
+def test_library_callers_may_give_paths_as_strings(tmp_path: Path) -> None:
+    import curate as library
+
+    nothing, dest = str(tmp_path / "nothing"), str(tmp_path / "dest")
+    settings = library.EvaluateSettings(out=nothing, test="t.parquet", against=(dest,))
+    assert (settings.out, settings.against) == (tmp_path / "nothing", (tmp_path / "dest",))
+    calls: list[Callable[[], object]] = [
+        lambda: library.run_sql(nothing, "FROM run"),
+        lambda: library.summary(nothing),
+        lambda: library.why(nothing, "0:0"),
+        lambda: library.compare([nothing, dest]),
+        lambda: library.verify(nothing),
+        lambda: library.export(nothing, to="hf", dest=dest),
+        lambda: library.evaluate(settings),
+    ]
+    for call in calls:
+        with pytest.raises(library.InvalidInput, match="There is no "):
+            call()
 
 
 @pytest.mark.parametrize("verb", [["log"], ["export", "--to", "hf", "--dest"]])

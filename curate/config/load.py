@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Hashable, Iterable, Mapping
@@ -19,6 +20,7 @@ import yaml
 
 from curate.config.schema import Config, Section, field_key, number_in_words
 from curate.errors import InvalidInput
+from curate.files import StrPath
 
 Tree = dict[str, Any]
 
@@ -69,7 +71,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load_config(
-    path: Path | None = None,
+    path: StrPath | None = None,
     flags: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
 ) -> Config:
@@ -77,16 +79,16 @@ def load_config(
 
     Args:
         path: a YAML file, or None.
-        flags: values by dotted key, such as {"model.name": "tiny"}.
+        flags: values by dotted key, such as {"model.name": "tiny"}; paths may be `Path`s.
         assignments: `section.key=value` texts; the value is read as YAML.
 
     Raises:
         InvalidInput: a file, key or value cannot be used.
     """
-    tree = read_yaml(path) if path is not None else {}
+    tree = read_yaml(Path(path)) if path is not None else {}
     for key, value in (flags or {}).items():
         if value is not None:
-            _assign(tree, key, value)
+            _assign(tree, key, os.fspath(value) if isinstance(value, os.PathLike) else value)
     for text in assignments:
         key, separator, value = text.partition("=")
         if not separator or not key.strip():

@@ -55,6 +55,7 @@ class EvaluateSettings:
     results: Path | None = None
 
     def __post_init__(self) -> None:
+        self._take_paths()
         if not self.test:
             raise InvalidInput(
                 "There is no test set to measure on.",
@@ -82,6 +83,13 @@ class EvaluateSettings:
                 "Set --multiples to a list such as 1,2,4.",
             )
         self._check_runs()
+
+    def _take_paths(self) -> None:
+        """Strings are paths too."""
+        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "against", tuple(Path(one) for one in self.against))
+        if self.results is not None:
+            object.__setattr__(self, "results", Path(self.results))
 
     def _check_runs(self) -> None:
         places = [self.out, *self.against]

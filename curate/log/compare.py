@@ -20,6 +20,7 @@ from typing import Any
 import duckdb
 
 from curate.errors import InvalidInput
+from curate.files import StrPath
 from curate.log import attach, compare_sql
 from curate.log.attach import AttachedLog
 from curate.log.cells import visible
@@ -40,7 +41,7 @@ class _Run:
         return str(self.figures["name"])
 
 
-def compare(outs: Sequence[Path], *, by: str | None = None, top: int = 10) -> dict[str, Any]:
+def compare(outs: Sequence[StrPath], *, by: str | None = None, top: int = 10) -> dict[str, Any]:
     """Compare the selections of two or more finished runs over the same pool.
 
     Args:
@@ -75,7 +76,7 @@ def compare(outs: Sequence[Path], *, by: str | None = None, top: int = 10) -> di
         )
     if top < 0:
         raise InvalidInput(f"The number of documents to show is {top}.", "Set top to 0 or more.")
-    with attach.attach(outs) as (connection, logs):
+    with attach.attach([Path(out) for out in outs]) as (connection, logs):
         try:
             attach.check_same_pool(connection, logs)
             grouping = _grouping(connection, logs, by)

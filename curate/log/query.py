@@ -25,7 +25,7 @@ import duckdb
 import pyarrow as pa
 
 from curate.errors import InvalidInput
-from curate.files import check_contained
+from curate.files import StrPath, check_contained
 from curate.log.schema import DOCUMENT, quote
 from curate.records import make_document_id, split_document_id
 
@@ -115,12 +115,12 @@ def cannot_open(out: Path, error: duckdb.Error) -> InvalidInput:
     )
 
 
-def run_sql(out: Path, sql: str) -> pa.RecordBatchReader:
+def run_sql(out: StrPath, sql: str) -> pa.RecordBatchReader:
     """Run one reading SQL statement on the log of the run in `out`.
 
     The rows come as they are computed; the log is closed after the last one, or with the reader.
     """
-    connection = connect(out)
+    connection = connect(Path(out))
     steps = _Steps(connection)
     try:
         reader = steps.run(lambda: _arrow_reader(_relation(connection, sql)))
@@ -159,7 +159,7 @@ class _Steps:
         self._thread.shutdown()
 
 
-def why(out: Path, document: str) -> list[dict[str, Any]]:
+def why(out: StrPath, document: str) -> list[dict[str, Any]]:
     """Every decision about one document, then its outcome, as rows of the macro `why`.
 
     Args:
@@ -167,14 +167,14 @@ def why(out: Path, document: str) -> list[dict[str, Any]]:
         document: a document id, or SHARD:ROW.
     """
     number = _parse_document(document)
-    with reading(out) as connection:
+    with reading(Path(out)) as connection:
         rows = [] if number is None else fetch_rows(connection, "FROM why(?)", [number])
     if not rows:
         raise InvalidInput(f"There is no document {document} in the log.", _ID_REMEDY)
     return rows
 
 
-def summary(out: Path) -> dict[str, Any]:
+def summary(out: StrPath) -> dict[str, Any]:
     """The run at a glance.
 
     Returns:
@@ -189,7 +189,7 @@ def summary(out: Path) -> dict[str, Any]:
         activity_seconds: the same by activity; empty in a log of an older curate.
         rollbacks: every stage that started over, and why; none in a log of an older curate.
     """
-    with reading(out) as connection:
+    with reading(Path(out)) as connection:
         run = next(iter(fetch_rows(connection, "FROM run")), {})
         run.pop("config", None)
         stages = run.pop("stage_seconds", None)

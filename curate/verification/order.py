@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from curate.errors import InvalidInput
-from curate.files import check_contained
+from curate.files import StrPath, check_contained
 from curate.log import attach
 from curate.log.query import LOG_NAME, first_line
 from curate.read.corpus import Corpus, open_corpus
@@ -29,7 +29,7 @@ _MASKS = Path("state") / "masks.parquet"
 
 
 def verify(
-    out: Path, full: bool = False, *, pool: str | None = None, source: bool = True
+    out: StrPath, full: bool = False, *, pool: str | None = None, source: bool = True
 ) -> Verification:
     """Whether the output folder of a finished run is whole: `curate verify`.
 
@@ -47,6 +47,7 @@ def verify(
             "--pool says where to read the pool and --no-source not to read it.",
             "Leave one of them out.",
         )
+    out = Path(out)
     check_contained(out)
     notes = Notes()
     manifest = read_manifest(out, notes)

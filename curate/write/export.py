@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from curate.config.load import read_yaml
 from curate.errors import DiskFull, InvalidInput, OutputConflict
-from curate.files import atomic_path, check_contained, sha256_file, write_text
+from curate.files import StrPath, atomic_path, check_contained, sha256_file, write_text
 from curate.refusal import writing
 from curate.write.parts import part_files, part_number, row_groups
 from curate.write.repeat import BATCH_ROWS, repeated_batches, repeated_schema
@@ -80,7 +80,7 @@ class _Part:
 
 
 def export_dataset(
-    out: Path, *, to: str, dest: Path, materialize: bool = False, seed: int | None = None
+    out: StrPath, *, to: str, dest: StrPath, materialize: bool = False, seed: int | None = None
 ) -> ExportSummary:
     """Write the curated dataset of the finished run in `out` to the new folder `dest`.
 
@@ -102,6 +102,7 @@ def export_dataset(
         OutputConflict: `dest` is not empty.
         OutputFailed: `dest` cannot be written; nothing of it is left.
     """
+    out, dest = Path(out), Path(dest)
     if to not in FORMATS:
         raise InvalidInput(
             f"There is no export format {to}.", f"Give one of {', '.join(FORMATS)} with --to."
