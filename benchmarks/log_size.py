@@ -91,7 +91,15 @@ def write_decisions(folder: Path, documents: np.ndarray[Any, Any]) -> tuple[list
                 vote = np.minimum(random.normal(-1, 1, len(ids)), 0) if index == ROUNDS else None
                 read = np.minimum(tokens, 256)
                 excess = proxy - reference
-                scores = Scores(proxy, reference, excess, excess, tokens_read=read, ngram_vote=vote)
+                scores = Scores(
+                    proxy,
+                    reference,
+                    excess,
+                    excess,
+                    tokens_read=read,
+                    ngram_vote=vote,
+                    redundancy_vote=vote,
+                )
                 decided = decide(block, scores, KEEP * float(tokens.sum()), index)
                 started = time.perf_counter()
                 writer.add(block, scores, decided)

@@ -58,6 +58,7 @@ DECISION = pa.schema(
         pa.field("reference_loss", pa.float32()),
         pa.field("excess_loss", pa.float32()),
         pa.field("ngram_vote", pa.float32()),
+        pa.field("redundancy_vote", pa.float32()),
         pa.field("score", pa.float32()),
         pa.field("threshold", pa.float32()),
         pa.field("kept", pa.bool_()),
@@ -66,9 +67,10 @@ DECISION = pa.schema(
 )
 """One row per document per round that visited it; losses are null for methods without models.
 
-`tokens_read` is how many of its tokens the losses are means of. `ngram_vote` is the part of the
-score, zero or less, that an n-gram classifier gave; null where none votes. `tokens_kept` is all of
-a kept document's tokens, or at token granularity those that are labels.
+`tokens_read` is how many of its tokens the losses are means of. `ngram_vote` and `redundancy_vote`
+are parts of the score, zero or less, from an n-gram classifier and for what the proxy has learned;
+null where none votes. `tokens_kept` is all of a kept document's tokens, or at token granularity
+those that are labels.
 """
 
 MASK = pa.schema(

@@ -250,14 +250,20 @@ class BladeConfig(Section):
     final: str | None = option(
         None,
         "one more pass that scores only and decides the pool as a whole: rescore by a new pair, "
-        "ensemble by the last round's reference against the proxy after it, and an n-gram "
-        "classifier. By default ensemble by document, none by token",
+        "ensemble by the last round's, less the votes of an n-gram classifier and of the proxy "
+        "after that round. By default ensemble by document, none by token",
         choices=("none", "rescore", "ensemble"),
     )
     ngram_weight: float = option(
         0.5,
         "what an ensemble takes from a document's score for each spread that an n-gram "
-        "classifier's log-odds of the target lie below a cap; its pair's score has a spread near 1",
+        "classifier's log-odds of the target lie below a cap; its pair's score has a spread of 1",
+        minimum=0,
+    )
+    redundancy_weight: float = option(
+        0.4,
+        "what an ensemble takes from a document's score for each spread that the proxy, trained on "
+        "picks since the last sync, has learned more of it than of most of the pool",
         minimum=0,
     )
 

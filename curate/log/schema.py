@@ -150,6 +150,11 @@ DECISION = Table(
             "FLOAT",
             "Part of the score, zero or less, from an n-gram classifier; NULL if none votes.",
         ),
+        Column(
+            "redundancy_vote",
+            "FLOAT",
+            "Part of the score, zero or less, for what the proxy has learned of it since the sync.",
+        ),
         Column("score", "FLOAT", "What documents are ranked by; higher = keep."),
         Column("threshold", "FLOAT", "Cut-off the score was held against, in score units."),
         Column("kept", "BOOLEAN", "Whether this round kept the document."),

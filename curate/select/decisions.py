@@ -78,7 +78,8 @@ class DecisionWriter:
             _nullable(scores.proxy_loss),
             _nullable(scores.reference_loss),
             _nullable(scores.excess_loss),
-            _nullable(np.full(rows, np.nan) if scores.ngram_vote is None else scores.ngram_vote),
+            _vote(scores.ngram_vote, rows),
+            _vote(scores.redundancy_vote, rows),
             _nullable(scores.score),
             _nullable(np.full(rows, decided.threshold)),
             pa.array(decided.documents),
@@ -130,6 +131,10 @@ def _mask_batch(documents: Documents, round_index: int) -> pa.RecordBatch:
         pa.ListArray.from_arrays(offsets, pa.array(documents.counted, pa.bool_())),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=MASK)
+
+
+def _vote(vote: npt.NDArray[np.float64] | None, rows: int) -> pa.Array:
+    return pa.nulls(rows, pa.float32()) if vote is None else _nullable(vote)
 
 
 def _nullable(values: npt.NDArray[np.float64]) -> pa.Array:

@@ -19,7 +19,7 @@ from curate.read.documents import concatenate
 from curate.score.loss import document_losses, mean_loss
 from curate.select.methods import METHODS
 from curate.select.methods.blade import BladeMethod
-from curate.select.methods.ensemble import measure_spread
+from curate.select.methods.ensemble import make_ensemble
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
 
@@ -145,7 +145,7 @@ def test_what_would_be_kept_for_the_whole_run_is_looked_at_when_it_is_made(plant
     sound, broken = bench.context.make_model(), bench.context.make_model()
     poison(broken)
     with pytest.raises(NonFiniteLoss) as caught:
-        measure_spread(sound, broken, sample, None)
+        make_ensemble(bench.context, sample, control=sound, reference=broken, proxy=sound)
     assert caught.value.problem == (
         f"Document {sample.ids[0]} got an excess loss that is not a finite number."
     )

@@ -48,6 +48,8 @@ class Scores:
             all were read.
         ngram_vote: the part of each score that an n-gram classifier gave, float64 [N]; None where
             there is none.
+        redundancy_vote: the part of each score that is for what the proxy has learned since the
+            last sync, float64 [N]; None where there is none.
     """
 
     proxy_loss: Float64
@@ -57,6 +59,7 @@ class Scores:
     token_score: Float64 | None = None
     tokens_read: npt.NDArray[np.int64] | None = None
     ngram_vote: Float64 | None = None
+    redundancy_vote: Float64 | None = None
 
     @classmethod
     def of(

@@ -33,7 +33,7 @@ from curate.score.loss import (
 )
 from curate.select.budget import keep_top, token_noise
 from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores, save_state
-from curate.select.methods.ensemble import Ensemble, NgramVote, measure_spread, train_vote
+from curate.select.methods.ensemble import Ensemble, make_ensemble
 from curate.select.methods.held_out import HeldOut, pool_sample, target_sample
 from curate.select.methods.pair import Pair
 from curate.select.methods.proxy import Proxy
@@ -61,6 +61,7 @@ class BladeMethod:
         self._lambda = self._blade.lambda_
         self._round = 0
         self._forward: torch.Tensor | None = None
+        self._start: LanguageModel | None = None
         self._ensemble: Ensemble | None = None
         self._separation: Separation | None = None
 
@@ -76,7 +77,7 @@ class BladeMethod:
     def start_round(self, round_index: int) -> RoundStart:
         """Sync: make the reference, and the lookahead control, anew from the proxy.
 
-        An ensemble decides by the last round's reference instead.
+        An ensemble decides by the last round's pair instead.
         """
         if self._blade.final == "ensemble" and round_index >= self._context.schedule.rounds:
             self._gather_ensemble()
@@ -84,6 +85,8 @@ class BladeMethod:
         lambda_ = lambda_at(self._blade, round_index, self._context.schedule.rounds)
         lookahead = self._blade.control == "lookahead"
         self._pair.sync(round_index, lambda_, lookahead=lookahead, choose=self._choose)
+        if self._blade.final == "ensemble":
+            self._start = self._pair.control or self._proxy.scored.frozen_copy()
         return self._begin(round_index, lambda_, int(self._blade.reference_steps or 0))
 
     def score(self, block: Documents) -> Scores:
@@ -124,15 +127,14 @@ class BladeMethod:
 
     def save(self, path: Path) -> None:
         """Everything that what follows depends on, readable with `weights_only`."""
-        ensemble = self._ensemble
-        vote = ensemble.vote if ensemble else None
+        apart = None if self._start is self._pair.control else self._start
         state = {
             "proxy": self._proxy.state_dict(),
             "pair": self._pair.state_dict(),
             "lambda": self._lambda,
             "round": self._round,
-            "spread": ensemble.spread if ensemble else None,
-            "vote": vote.state_dict() if vote else None,
+            "start": None if apart is None else apart.network.state_dict(),
+            "ensemble": None if self._ensemble is None else self._ensemble.state_dict(),
             "separation": dataclasses.asdict(self._separation) if self._separation else None,
         }
         save_state(state, path)
@@ -145,27 +147,33 @@ class BladeMethod:
         self._pair.load_state_dict(state["pair"])
         self._lambda = state["lambda"]
         self._round = state["round"]
-        separation, vote, spread = state["separation"], state["vote"], state["spread"]
+        separation = state["separation"]
         self._separation = None if separation is None else Separation(**separation)
+        self._start = self._pair.control
+        if state["start"] is not None:
+            self._start = self._proxy.model.frozen_copy()
+            self._start.network.load_state_dict(state["start"])
         self._ensemble = None
-        if spread is not None:
-            restored = None if vote is None else NgramVote.restored(self._context, vote)
-            control = self._proxy.scored.frozen_copy()
-            self._ensemble = Ensemble(control, self._reference, spread, restored)
+        if state["ensemble"] is not None:
+            context = self._held_out.rest
+            self._ensemble = Ensemble.restored(context, state["ensemble"], **self._stages())
 
     def _gather_ensemble(self) -> None:
-        """The proxy as it is, against the reference at hand, with an n-gram classifier's vote."""
-        sample, most = pool_sample(self._context), self._most
-        control = self._proxy.scored.frozen_copy()
-        spread = measure_spread(control, self._reference, sample, most)
-        vote = None
-        if self._blade.ngram_weight > 0:
-            vote = train_vote(self._held_out.rest, sample)
-        self._ensemble = Ensemble(control, self._reference, spread, vote)
-        target = self._held_out.target
+        """The last round's pair and what votes beside it; does the target stand out by them?"""
+        sample = pool_sample(self._context)
+        ensemble = make_ensemble(self._held_out.rest, sample, **self._stages())
+        target, pool = self._held_out.target, self._held_out.pool()
         if len(target):
-            scores = (self._ensemble.scores(one, most) for one in (target, self._held_out.pool()))
+            scores = (ensemble.scores(one, self._most) for one in (target, pool))
             self._separation = measure_separation(*(one.score for one in scores))
+        self._ensemble = ensemble
+
+    def _stages(self) -> dict[str, LanguageModel]:
+        """The models of an ensemble."""
+        if self._start is None:
+            raise RuntimeError("an ensemble decides after a round")
+        proxy = self._proxy.scored.frozen_copy()
+        return {"control": self._start, "reference": self._reference, "proxy": proxy}
 
     def _soften(self, scores: Scores, block: Documents) -> Scores:
         """The scores under noise, more of it the less the target stands out."""

@@ -1,12 +1,15 @@
-"""Scores of the whole pool by the last round's pair and by an n-gram classifier.
+"""Scores of the whole pool by the last round's pair, less two votes.
 
-The pair is the proxy as the rounds leave it, and the reference that guided the last of them: what
-the proxy has learned of its picks since then no longer counts for them, and what it has lost does,
-so that the kept set is not all of one kind (benchmarks/LOG.md). The classifier knows words alone,
-and what it mistakes for the target no pair does, nor the other way round. So it only takes away,
-from what does not read like the target, and lifts nothing that the pair does not want. Excess
-losses, per byte of text, and log-odds are divided by their spread over a sample of the pool, so
-that the vote weighs the same whatever the models.
+The pair is the proxy as it was at the last sync, and the reference made from it then. The votes
+only take away, since each mistakes something for the target that the pair does not:
+
+- an n-gram classifier, which knows words alone, from what does not read like the target;
+- the proxy after the round, from what it has by then learned unusually much of. It was trained on
+  picks of the pair, so that is what more of the same would add little to. What it has learned of
+  the pool in general counts for nothing, and so does all of it where the picks are not alike.
+
+Excess losses and what was learned, per byte of text, and log-odds are in units of their spread over
+a sample of the pool, so that none outvotes another by having moved further (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from curate.select.methods.base import Context, Scores, check_finite
 from curate.select.methods.classifier import TargetOdds
 from curate.train.model import LanguageModel
 
-VOTE_CAP = 1.0
+NGRAM_CAP = 1.0
 """Spreads above the pool's mean from which on the log-odds of the target take nothing away."""
+LEARNED_FLOOR = 0.5
+"""Spreads above the pool's mean up to which what the proxy has learned takes nothing away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class NgramVote:
     def of(self, documents: Documents) -> Float64:
         """What is added to the score of each document, [N]."""
         spreads = (self.odds.of(documents) - self.mean) / self.spread
-        return self.weight * np.minimum(spreads - VOTE_CAP, 0.0)
+        return self.weight * np.minimum(spreads - NGRAM_CAP, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned and measured, readable with `weights_only`."""
@@ -80,23 +85,53 @@ def train_vote(context: Context, sample: Documents) -> NgramVote:
 
 
 @dataclass(frozen=True, slots=True)
+class RedundancyVote:
+    """The part in the score, zero or less, of what the proxy has learned since the last sync.
+
+    Attributes:
+        proxy: its weights after the last round, frozen.
+        weight: what a spread of learning counts against one of the pair's excess losses.
+        mean: what it has learned of the pool's documents in the mean, nats per byte.
+        spread: the standard deviation of that, nats per byte.
+    """
+
+    proxy: LanguageModel
+    weight: float
+    mean: float
+    spread: float
+
+    def of(self, documents: Documents, control: Float64, most: int | None) -> Float64:
+        """What is added to the score of each document, [N].
+
+        Args:
+            documents: the documents.
+            control: their losses under the proxy at the sync, nats per token, [N].
+            most: tokens read of a document; None for all.
+        """
+        learned = _learned(self.proxy, documents, control, most)
+        return self.weight * np.minimum(LEARNED_FLOOR - (learned - self.mean) / self.spread, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Ensemble:
     """What decides about the pool as a whole.
 
     Attributes:
-        control: the proxy after the last round, frozen.
-        reference: w of the last round, frozen.
+        control: the proxy at the last sync, or what the sync made of it to compare with, frozen.
+        reference: w of the last sync, frozen.
         spread: standard deviation of the documents' excess loss, nats per byte.
-        vote: the classifier's part, of all of a document's tokens; None without one.
+        ngram: the classifier's vote, of all of a document's tokens; None without one.
+        redundancy: the vote of what was learned; None without one.
     """
 
     control: LanguageModel
     reference: LanguageModel
     spread: float
-    vote: NgramVote | None
+    ngram: NgramVote | None
+    redundancy: RedundancyVote | None
 
     def scores(self, documents: Documents, most: int | None) -> Scores:
-        """Excess loss per byte / spread, plus the vote, of N documents.
+        """Excess loss per byte / spread, plus the votes, of N documents.
 
         Args:
             documents: the documents.
@@ -106,23 +141,89 @@ class Ensemble:
         reference = document_losses(self.reference, documents, most)
         excess = excess_loss(control, reference)
         score = per_byte(excess, documents) / self.spread
-        votes = None if self.vote is None else self.vote.of(documents)
-        if votes is not None:
-            score += votes
-        read = tokens_read(self.reference, documents, most)
-        return Scores(control, reference, excess, score, tokens_read=read, ngram_vote=votes)
+        ngram = redundancy = None
+        if self.ngram is not None:
+            ngram = self.ngram.of(documents)
+            score += ngram
+        if self.redundancy is not None:
+            redundancy = self.redundancy.of(documents, control, most)
+            score += redundancy
+        return Scores(
+            control,
+            reference,
+            excess,
+            score,
+            tokens_read=tokens_read(self.reference, documents, most),
+            ngram_vote=ngram,
+            redundancy_vote=redundancy,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned and measured, but for the models, readable with `weights_only`."""
+        redundancy = self.redundancy
+        return {
+            "spread": self.spread,
+            "ngram": None if self.ngram is None else self.ngram.state_dict(),
+            "redundancy": None if redundancy is None else (redundancy.mean, redundancy.spread),
+        }
+
+    @staticmethod
+    def restored(
+        context: Context,
+        state: Mapping[str, Any],
+        *,
+        control: LanguageModel,
+        reference: LanguageModel,
+        proxy: LanguageModel,
+    ) -> Ensemble:
+        """Inverse of `state_dict`."""
+        ngram, redundancy = state["ngram"], state["redundancy"]
+        weight = context.config.blade.redundancy_weight
+        return Ensemble(
+            control,
+            reference,
+            state["spread"],
+            None if ngram is None else NgramVote.restored(context, ngram),
+            None if redundancy is None else RedundancyVote(proxy, weight, *redundancy),
+        )
 
 
-def measure_spread(
-    control: LanguageModel, reference: LanguageModel, sample: Documents, most: int | None
-) -> float:
-    """Spread of the excess loss over a sample of the pool, nats per byte, `most` tokens read.
+def make_ensemble(
+    context: Context,
+    sample: Documents,
+    *,
+    control: LanguageModel,
+    reference: LanguageModel,
+    proxy: LanguageModel,
+) -> Ensemble:
+    """Train the classifier, and measure everything over a sample of the pool.
+
+    Args:
+        context: with the target and the pool that may be learned from.
+        sample: pool documents.
+        control: the proxy at the last sync, frozen.
+        reference: what the sync made of it, frozen.
+        proxy: the proxy now, frozen.
 
     Raises:
-        NonFiniteLoss: an excess loss is NaN or infinite.
+        NonFiniteLoss: a loss is NaN or infinite, or a log-odds could leave the range of float32.
     """
-    excess = excess_loss(
-        document_losses(control, sample, most), document_losses(reference, sample, most)
-    )
+    blade, most = context.config.blade, context.config.score_tokens
+    before = document_losses(control, sample, most)
+    excess = excess_loss(before, document_losses(reference, sample, most))
     check_finite("an excess loss", excess, sample)
-    return spread(per_byte(excess, sample))
+    redundancy = None
+    if blade.redundancy_weight > 0:
+        learned = _learned(proxy, sample, before, most)
+        check_finite("a loss", learned, sample)
+        mean = float(learned.mean())
+        redundancy = RedundancyVote(proxy, blade.redundancy_weight, mean, spread(learned))
+    ngram = train_vote(context, sample) if blade.ngram_weight > 0 else None
+    return Ensemble(control, reference, spread(per_byte(excess, sample)), ngram, redundancy)
+
+
+def _learned(
+    proxy: LanguageModel, documents: Documents, control: Float64, most: int | None
+) -> Float64:
+    """What the proxy has learned of each document since the sync, nats per byte, [N]."""
+    return per_byte(control - document_losses(proxy, documents, most), documents)
