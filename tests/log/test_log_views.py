@@ -64,7 +64,7 @@ def decide(log: Log, scores: list[float | None], threshold: float = 0.0) -> Path
     count = len(scores)
     kept = [score is not None and score >= threshold for score in scores]
     nothing = [None] * count
-    columns = (IDS[:count], [0] * count, *[[1] * count] * 3, *[nothing] * 4)
+    columns = (IDS[:count], [0] * count, *[[1] * count] * 3, *[nothing] * 5)
     path = folder / "only.parquet"
     write(path, records.DECISION, (*columns, scores, [threshold] * count, kept, [1] * count))
     log.changes["decisions"] = [path]

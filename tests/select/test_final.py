@@ -65,6 +65,7 @@ class Case:
                 1.0,
                 excess,
                 None,
+                None,
                 score,
                 0.0,
                 kept,
