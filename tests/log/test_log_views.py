@@ -57,14 +57,24 @@ def test_the_histogram_has_forty_bins_a_round_that_hold_every_score(built):
     ]
 
 
-def decide(log: Log, scores: list[float | None], threshold: float = 0.0) -> Path:
-    """A log whose only round gave these scores to the first documents."""
+Votes = list[tuple[float | None, float | None]]
+
+
+def decide(
+    log: Log, scores: list[float | None], threshold: float = 0.0, votes: Votes | None = None
+) -> Path:
+    """A log whose only round gave these scores, in which these votes are, to the first documents.
+
+    A document's votes are of n-grams and for redundancy.
+    """
     folder = log.folder / "state"
     folder.mkdir()
     count = len(scores)
     kept = [score is not None and score >= threshold for score in scores]
     nothing = [None] * count
-    columns = (IDS[:count], [0] * count, *[[1] * count] * 3, *[nothing] * 5)
+    ngram, redundancy = zip(*votes or [(None, None)] * count, strict=True)
+    losses = [nothing] * 3
+    columns = (IDS[:count], [0] * count, *[[1] * count] * 3, *losses, ngram, redundancy)
     path = folder / "only.parquet"
     write(path, records.DECISION, (*columns, scores, [threshold] * count, kept, [1] * count))
     log.changes["decisions"] = [path]
@@ -96,6 +106,18 @@ def test_why_tells_rounds_and_outcome_in_words(built):
     assert explanations(built, IDS[4])[1] == (
         "Round 1: proxy loss 3.5 nats/token; score 0.25: not kept in this round."
     )
+
+
+def test_why_tells_what_voted(log):
+    votes = [(-0.25, 0.0), (-0.25, None), (None, -0.5), (None, None)]
+    out = decide(log, [1.0] * 4, votes=votes)
+    found = [explanations(out, one)[0].split(" is above")[0] for one in IDS[:4]]
+    assert found == [
+        "Round 0: score 1 (-0.25 of it from an n-gram classifier, 0 of it for redundancy)",
+        "Round 0: score 1 (-0.25 of it from an n-gram classifier)",
+        "Round 0: score 1 (-0.5 of it for redundancy)",
+        "Round 0: score 1",
+    ]
 
 
 def test_every_reason_has_its_sentence(built):
