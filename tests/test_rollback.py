@@ -384,13 +384,26 @@ def test_a_score_with_no_step_before_it_is_not_tried_again(
     assert_files_are_finite(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("final", "end"),
+    [
+        (
+            "rescore",  # which begins with a sync
+            ", after the run had gone back 2 times, each time with learning rates halved.",
+        ),
+        (
+            "ensemble",
+            "; no step has been taken since the end of round 0, so going back would change "
+            "nothing.",
+        ),
+    ],
+)
 def test_a_document_that_no_rate_helps_is_named(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, final: str, end: str
 ) -> None:
     spoil(monkeypatch, "blade", 5, math.inf)
-    assert ended(inputs, tmp_path / "out", train__max_rollbacks=2) == (
-        "Error: Document 5 got a score that is not a finite number, after the run had gone back 2 "
-        "times, each time with learning rates halved."
+    assert ended(inputs, tmp_path / "out", train__max_rollbacks=2, blade__final=final) == (
+        f"Error: Document 5 got a score that is not a finite number{end}"
     )
     assert_files_are_finite(tmp_path / "out")
 
