@@ -361,11 +361,16 @@ def test_a_mixture_is_the_kept_documents_and_random_others_of_the_block(planted)
 
 
 @pytest.mark.parametrize(
-    ("control", "ngram_weight", "redundancy_weight"),
-    [("lookahead", 0.0, 0.0), ("lookahead", 0.25, 0.75), ("proxy", 0.0, 0.4)],
+    ("control", "ngram_weight", "redundancy_weight", "much_learned"),
+    [
+        ("lookahead", 0.0, 0.0, False),
+        ("lookahead", 0.25, 0.75, True),
+        ("lookahead", 0.25, 0.75, False),
+        ("proxy", 0.0, 0.4, True),
+    ],
 )
 def test_an_ensemble_is_the_last_rounds_pair_less_two_votes(
-    planted, tmp_path, control, ngram_weight, redundancy_weight
+    planted, tmp_path, control, ngram_weight, redundancy_weight, much_learned
 ):
     settings = {
         "final": "ensemble",
@@ -384,7 +389,7 @@ def test_an_ensemble_is_the_last_rounds_pair_less_two_votes(
         before = document_losses(method._proxy.scored, every)
         excess = before - document_losses(method._pair.reference, every)
         np.testing.assert_allclose(method.score(every).score, excess)
-        for block in planted.blocks(index):
+        for block in planted.blocks(index) * (6 if much_learned else 1):
             method.learn(block, planted.kinds(block) == 0)
         method.save(tmp_path / "checkpoint")
         method = BladeMethod(make_bench(planted, **settings).context)
@@ -404,12 +409,14 @@ def test_an_ensemble_is_the_last_rounds_pair_less_two_votes(
     log_odds = odds.of(every)
     log_odds = (log_odds - log_odds[chosen].mean()) / log_odds[chosen].std()
     learned = (before - document_losses(method._proxy.scored, every)) * per_byte
-    learned = (learned - learned[chosen].mean()) / learned[chosen].std()
+    units = learned[chosen].std(), 0.3 * (excess * per_byte)[chosen].std()
+    assert (units[0] > units[1]) == much_learned
+    learned = (learned - learned[chosen].mean()) / max(units)
     votes = {
         "ngram_vote": ngram_weight * np.minimum(log_odds - 1.0, 0.0),
         "redundancy_vote": redundancy_weight * np.minimum(0.5 - learned, 0.0),
     }
-    assert min(log_odds.min(), -learned.max()) < -1
+    assert min(log_odds.min(), 0.25 - learned.max()) < 0
     for (name, vote), weight in zip(votes.items(), (ngram_weight, redundancy_weight), strict=True):
         if weight:
             np.testing.assert_allclose(getattr(found, name), vote, rtol=1e-3, atol=1e-3)

@@ -31,6 +31,9 @@ NGRAM_CAP = 1.0
 """Spreads above the pool's mean from which on the log-odds of the target take nothing away."""
 LEARNED_FLOOR = 0.5
 """Spreads above the pool's mean up to which what the proxy has learned takes nothing away."""
+LEAST_LEARNED = 0.3
+"""Spreads of the excess loss that a spread of what was learned counts for at least: a round of a
+few steps teaches little, and differences in that are mostly rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class RedundancyVote:
         proxy: its weights after the last round, frozen.
         weight: what a spread of learning counts against one of the pair's excess losses.
         mean: what it has learned of the pool's documents in the mean, nats per byte.
-        spread: the standard deviation of that, nats per byte.
+        spread: the standard deviation of that, or the least that it is taken for, nats per byte.
     """
 
     proxy: LanguageModel
@@ -212,14 +215,15 @@ def make_ensemble(
     before = document_losses(control, sample, most)
     excess = excess_loss(before, document_losses(reference, sample, most))
     check_finite("an excess loss", excess, sample)
-    redundancy = None
+    unit, redundancy = spread(per_byte(excess, sample)), None
     if blade.redundancy_weight > 0:
         learned = _learned(proxy, sample, before, most)
         check_finite("a loss", learned, sample)
-        mean = float(learned.mean())
-        redundancy = RedundancyVote(proxy, blade.redundancy_weight, mean, spread(learned))
+        mean, least = float(learned.mean()), LEAST_LEARNED * unit
+        found = max(float(learned.std()), least)
+        redundancy = RedundancyVote(proxy, blade.redundancy_weight, mean, found)
     ngram = train_vote(context, sample) if blade.ngram_weight > 0 else None
-    return Ensemble(control, reference, spread(per_byte(excess, sample)), ngram, redundancy)
+    return Ensemble(control, reference, unit, ngram, redundancy)
 
 
 def _learned(
