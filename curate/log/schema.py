@@ -153,7 +153,7 @@ DECISION = Table(
         Column(
             "redundancy_vote",
             "FLOAT",
-            "Part of the score, zero or less, for what the proxy has learned of it since the sync.",
+            "Part of the score, zero or less, for what the proxy has learned; NULL if none votes.",
         ),
         Column("score", "FLOAT", "What documents are ranked by; higher = keep."),
         Column("threshold", "FLOAT", "Cut-off the score was held against, in score units."),

@@ -416,9 +416,9 @@ def test_an_ensemble_is_the_last_rounds_pair_less_two_votes(
         "ngram_vote": ngram_weight * np.minimum(log_odds - 1.0, 0.0),
         "redundancy_vote": redundancy_weight * np.minimum(0.5 - learned, 0.0),
     }
-    assert min(log_odds.min(), 0.25 - learned.max()) < 0
     for (name, vote), weight in zip(votes.items(), (ngram_weight, redundancy_weight), strict=True):
         if weight:
+            assert vote.min() < -0.05
             np.testing.assert_allclose(getattr(found, name), vote, rtol=1e-3, atol=1e-3)
         else:
             assert getattr(found, name) is None
@@ -432,7 +432,7 @@ def test_an_ensemble_is_the_last_rounds_pair_less_two_votes(
     variance = 1 / len(on_target) + 1 / len(on_pool)
     temperature = (2.5 * variance**0.5 / separation) ** 6
     noise = temperature * on_pool.std() * gumbel(make_key(0, "soft selection"), every.ids)
-    np.testing.assert_allclose(found.score, expected + noise, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.score, expected + noise, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found.excess_loss, excess, atol=1e-6)
     np.testing.assert_array_equal(found.excess_loss, found.proxy_loss - found.reference_loss)
 

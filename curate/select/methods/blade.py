@@ -156,19 +156,22 @@ class BladeMethod:
         self._ensemble = None
         if state["ensemble"] is not None:
             context = self._held_out.rest
-            self._ensemble = Ensemble.restored(context, state["ensemble"], **self._stages())
+            self._ensemble = Ensemble.restored(
+                context, state["ensemble"], **self._ensemble_models()
+            )
 
     def _gather_ensemble(self) -> None:
         """The last round's pair and what votes beside it; does the target stand out by them?"""
         sample = pool_sample(self._context)
-        ensemble = make_ensemble(self._held_out.rest, sample, **self._stages())
-        target, pool = self._held_out.target, self._held_out.pool()
+        ensemble = make_ensemble(self._held_out.rest, sample, **self._ensemble_models())
+        target = self._held_out.target
         if len(target):
+            pool = self._held_out.pool()
             scores = (ensemble.scores(one, self._most) for one in (target, pool))
             self._separation = measure_separation(*(one.score for one in scores))
         self._ensemble = ensemble
 
-    def _stages(self) -> dict[str, LanguageModel]:
+    def _ensemble_models(self) -> dict[str, LanguageModel]:
         """The models of an ensemble."""
         if self._start is None:
             raise RuntimeError("an ensemble decides after a round")

@@ -1,7 +1,7 @@
 """Scores of the whole pool by the last round's pair, less two votes.
 
 The pair is the proxy as it was at the last sync, and the reference made from it then. The votes
-only take away, since each mistakes something for the target that the pair does not:
+only take away, and lift nothing that the pair does not want:
 
 - an n-gram classifier, which knows words alone, from what does not read like the target;
 - the proxy after the round, from what it has by then learned unusually much of. It was trained on
