@@ -117,7 +117,7 @@ ROUND = pa.schema(
         pa.field("seconds", pa.float64()),
     ]
 )
-"""One row per round: the proxy steps between two syncs, or the final rescore."""
+"""One row per round: proxy steps on a stretch of the pool, or a scoring of all of it."""
 
 TRAINING = pa.schema(
     [

@@ -150,7 +150,9 @@ class ComputeConfig(Section):
         minimum=1,
     )
     checkpoint_minutes: float = option(
-        5.0, "minutes of work that a killed run does again, at most, but for a sync", minimum=0
+        5.0,
+        "minutes of work that a killed run does again, at most, but for what comes before a round",
+        minimum=0,
     )
 
 
@@ -251,7 +253,7 @@ class BladeConfig(Section):
         None,
         "one more pass that scores only and decides the pool as a whole: rescore by a new pair, "
         "ensemble by the last round's, less the votes of an n-gram classifier and of the proxy "
-        "after that round. By default ensemble by document, none by token",
+        "after that round. By default ensemble for blade by document, else none",
         choices=("none", "rescore", "ensemble"),
     )
     ngram_weight: float = option(
@@ -389,7 +391,7 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.granularity == "token" and self.blade.final == "ensemble":
+        if self.granularity == "token" and self.final_pass == "ensemble":
             raise InvalidInput(
                 "blade.final is ensemble, but granularity is token.",
                 "Set blade.final to none or rescore, or decide by document.",
@@ -409,7 +411,8 @@ class Config(Section):
                 "the rest of the pool.",
                 f"Set blade.final to {passes}, or leave blade.round_share out.",
             )
-        visits = (self.blade.passes or 1) + (self.blade.final == "rescore")
+        drawn = self.blade.passes or 1 if self.method in ("blade", "rho1") else 0
+        visits = drawn + (self.final_pass == "rescore")
         if self.granularity == "token" and visits > 1 and self.blade.average != "last":
             raise InvalidInput(
                 "At token granularity the last decision about a token stands, but blade.average is "

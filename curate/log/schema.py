@@ -101,18 +101,23 @@ SHARD = Table(
 
 ROUND = Table(
     "round",
-    "One row per round: the proxy steps between two syncs, or the final rescore.",
+    "One row per round: proxy steps on a stretch of the pool, or a scoring of all of it.",
     (
         Column("round", "INTEGER", "Number of the round, from 0."),
         Column("method", "VARCHAR", "Selection method that scored this round."),
         Column(
             "lambda",
             "FLOAT",
-            'Penalty weight; multiplies the excess loss in the score. Write "lambda" in quotes.',
+            "Penalty weight of the round's sync; above 0 it multiplies the excess loss in the "
+            'score of a round. Write "lambda" in quotes.',
         ),
         Column("keep_ratio", "FLOAT", "Share of the tokens scored that the round keeps, 0 to 1."),
-        Column("proxy_step", "BIGINT", "Optimizer steps the proxy had taken when it scored."),
-        Column("reference_steps", "BIGINT", "Optimizer steps of the reference since its sync."),
+        Column("proxy_step", "BIGINT", "Optimizer steps the proxy had taken when the round began."),
+        Column(
+            "reference_steps",
+            "BIGINT",
+            "Optimizer steps of the reference at this round's sync; 0: none.",
+        ),
         Column("target_loss_proxy", "FLOAT", "Proxy's loss on target documents, nats per token."),
         Column("target_loss_reference", "FLOAT", "Reference's loss on the same documents."),
         Column(

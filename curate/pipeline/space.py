@@ -35,8 +35,8 @@ _FEWEST = 1_000_000
 _BYTES_PER_TOKEN, _BYTES_PER_TEXT = 4, 2000
 """Of natural text, where nothing is counted yet."""
 
-_MODEL_COPIES = 8
-"""Copies of the weights in a checkpoint: live, mean, two moments, reference, control, a pair."""
+_MODEL_COPIES = 6
+"""Copies of the weights in a checkpoint: live, mean, two moments, reference, control."""
 
 _WIDE_VOCABULARY = 1 << 16
 _CHECKPOINTS = 2

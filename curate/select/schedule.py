@@ -1,8 +1,9 @@
 """From the pool's tokens and the model's size to warm-up, T, K, rounds and lambda per round.
 
 What the user leaves open follows from two habits of the paper (5,000 steps, T = 1,000, K = 300):
-T : K = 10 : 3, and several syncs over the run. A small pool gives fewer steps than that, so T is
+T : K = 10 : 3, and several syncs over a pass. A small pool gives fewer steps than that, so T is
 at most a third of a pass and at most 1,000 steps, and K at least 120, or two epochs of the target.
+Rounds before an ensemble draw a third of a pass, so a small pool then has one.
 A model from scratch is warmed up towards 20 tokens per parameter but on no more than a third of the
 pool, or a twentieth by token, where the rounds run all of the pool through it; pretrained weights
 need only settle in.

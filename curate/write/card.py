@@ -37,8 +37,8 @@ _COLUMNS = """\
 |---|---|---|
 | `curate_weight` | float32 | How much the document should count. The mean over kept tokens \
 is 1. |
-| `curate_score` | float32 | Its score, in standard deviations of its round; mean over the rounds \
-that scored it. Higher means keep. |
+| `curate_score` | float32 | Its score, in standard deviations of its round; where the decisions \
+of several rounds count, their average. Higher means keep. |
 | `curate_excess_loss` | float32 | Most of what the score is made from, in nats per token: \
 positive means that the model that knows the target has the lower loss. Null when the method uses \
 no models. |

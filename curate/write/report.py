@@ -195,8 +195,10 @@ def _target_loss(rounds: list[Row]) -> str:
             series.append(charts.Series(model, points))
     chart = charts.line_chart(series, x_label="round", y_label="nats per token")
     note = (
-        "The reference trains on the target at every sync, so it should stay below the proxy. "
-        "Lines that meet mean scores that say little. "
+        "Both as a round begins. The reference is trained on the target at a sync, so it should "
+        "lie below the proxy that it was made from: lines that meet mean scores that say little. "
+        "Where a round has no sync, as an ensemble's scoring, the proxy has gone on and may meet "
+        "it. "
     )
     return _section("Loss on the target", note + separation_in_words(rounds), chart)
 

@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tiny_models import (
     make_bench,
     make_planted,
@@ -251,6 +252,9 @@ def test_a_checkpoint_holds_the_pair_and_its_lambda(planted, tmp_path):
     np.testing.assert_array_equal(found.score, expected.score)
     np.testing.assert_array_equal(found.proxy_loss, expected.proxy_loss)
     np.testing.assert_allclose(found.score, 2 * found.excess_loss)
+    restored.start_round(1)
+    restored.save(tmp_path / "checkpoint")
+    assert torch.load(tmp_path / "checkpoint", weights_only=True)["start"] is None
 
 
 def test_equal_seeds_give_equal_runs_and_other_seeds_others(planted, tmp_path):

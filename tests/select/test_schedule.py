@@ -319,6 +319,14 @@ def test_a_recipe_of_blade_serves_every_method(name):
     METHODS[name].plan(resolve(10**6, method=name, blade=BladeConfig()), 10**6)
 
 
+@pytest.mark.parametrize("name", ["color", "rho1", "random"])
+def test_a_recipe_of_blade_by_document_serves_other_methods_by_token(name):
+    one_visit = BladeConfig(passes=1 if name == "rho1" else 2, final="ensemble", average="linear")
+    config = resolve(10**6, method=name, granularity="token", blade=one_visit)
+    assert config.blade.final == "none"
+    METHODS[name].plan(config, 10**6)
+
+
 @pytest.mark.parametrize("final", [None, "none", "ensemble"])
 def test_rounds_that_decide_draw_all_of_the_pool(final):
     with pytest.raises(InvalidInput) as caught:

@@ -3,7 +3,8 @@
 The pipeline knows neither models nor targets. It asks the method for a plan, draws blocks of
 candidates in a random order, asks the method to score each, spends the token budget on the highest
 scores, tells the method what was kept, and logs all of it. A method that scores once plans no
-rounds, only the scoring at the end, which is decided over the pool as a whole.
+rounds, only the scoring at the end, which is decided over the pool as a whole (by token, where a
+mask must be written beside each block, block by block).
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class BladeMethod:
         return self._begin(round_index, lambda_, int(self._blade.reference_steps or 0))
 
     def score(self, block: Documents) -> Scores:
-        """Penalized excess loss of the control over the reference."""
+        """Penalized excess loss of the control over the reference; an ensemble's scores."""
         self._context.on_tokens(block.num_tokens)
         if self._by_token:
             learning = self._round < self._context.schedule.rounds
@@ -149,7 +149,7 @@ class BladeMethod:
         self._round = state["round"]
         separation = state["separation"]
         self._separation = None if separation is None else Separation(**separation)
-        self._start = self._pair.control
+        self._start = self._pair.control if self._blade.final == "ensemble" else None
         if state["start"] is not None:
             self._start = self._proxy.model.frozen_copy()
             self._start.network.load_state_dict(state["start"])
@@ -166,8 +166,10 @@ class BladeMethod:
         ensemble = make_ensemble(self._held_out.rest, sample, **self._ensemble_models())
         target = self._held_out.target
         if len(target):
-            pool = self._held_out.pool()
-            scores = (ensemble.scores(one, self._most) for one in (target, pool))
+            samples = target, self._held_out.pool()
+            scores = [ensemble.scores(one, self._most) for one in samples]
+            for sample, found in zip(samples, scores, strict=True):
+                found.check(sample)
             self._separation = measure_separation(*(one.score for one in scores))
         self._ensemble = ensemble
 

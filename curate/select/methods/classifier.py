@@ -1,12 +1,12 @@
 """Classifier: how surely a document is of the target and not of the pool (DCLM, arXiv 2406.11794).
 
 The recipe of DCLM's fastText filter (section 4.4): a bigram classifier is trained on the target
-against as many random pool documents, and the pool is ranked by its log-odds. A fastText model
-averages the vectors of a document's n-grams and maps them to one log-odds; with two classes that
-is a mean of one number per n-gram, whatever the vectors' dimension, so one number per bucket is
-trained here: balanced logistic regression, minibatches, Adam with a rate that falls to zero.
-On three development targets its top tenth held at least as large a share of related documents as
-that of the factored model. It is plain NumPy, whose sums do not depend on threads.
+against as many random pool documents (at least 2,000), and the pool is ranked by its log-odds. A
+fastText model averages the vectors of a document's n-grams and maps them to one log-odds; with two
+classes that is a mean of one number per n-gram, whatever the vectors' dimension, so one number per
+bucket is trained here: balanced logistic regression, minibatches, Adam with a rate that falls to
+zero. On three development targets its top tenth held at least as large a share of related documents
+as that of the factored model. It is plain NumPy, whose sums do not depend on threads.
 
 A pool document that served as a negative has been seen, and scores a little lower for it. Few
 epochs keep that small; in a pool of a few thousand documents it touches all of them alike.

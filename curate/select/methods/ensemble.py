@@ -6,7 +6,7 @@ only take away, and lift nothing that the pair does not want:
 - an n-gram classifier, which knows words alone, from what does not read like the target;
 - the proxy after the round, from what it has by then learned unusually much of. It was trained on
   picks of the pair, so that is what more of the same would add little to. What it has learned of
-  the pool in general counts for nothing, and so does all of it where the picks are not alike.
+  the pool in general counts for nothing, and where the picks are not alike that is nearly all.
 
 Excess losses and what was learned, per byte of text, and log-odds are in units of their spread over
 a sample of the pool, so that none outvotes another by having moved further (benchmarks/LOG.md).
@@ -218,7 +218,6 @@ def make_ensemble(
     unit, redundancy = spread(per_byte(excess, sample)), None
     if blade.redundancy_weight > 0:
         learned = _learned(proxy, sample, before, most)
-        check_finite("a loss", learned, sample)
         mean, least = float(learned.mean()), LEAST_LEARNED * unit
         found = max(float(learned.std()), least)
         redundancy = RedundancyVote(proxy, blade.redundancy_weight, mean, found)
@@ -229,5 +228,10 @@ def make_ensemble(
 def _learned(
     proxy: LanguageModel, documents: Documents, control: Float64, most: int | None
 ) -> Float64:
-    """What the proxy has learned of each document since the sync, nats per byte, [N]."""
-    return per_byte(control - document_losses(proxy, documents, most), documents)
+    """What the proxy has learned of each document since the sync, nats per byte, [N].
+
+    An infinite loss would pass for having learned nothing, so it is an error here.
+    """
+    learned = per_byte(control - document_losses(proxy, documents, most), documents)
+    check_finite("a loss", learned, documents)
+    return learned

@@ -21,7 +21,7 @@ from curate.select.methods.base import Context
 TARGET_TOKENS = 32_768
 POOL_TOKENS = 131_072
 POOL_DOCUMENTS = 512
-"""Sampled at least, however long they are: means and spreads are over documents."""
+"""Sampled at least, if they are no longer than books: means and spreads are over documents."""
 _MOST_POOL_TOKENS = 8_000_000
 """Sampled at most, so that documents of a book's length fit into memory."""
 _FEWEST_OF_POOL = 5
