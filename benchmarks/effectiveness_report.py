@@ -166,8 +166,9 @@ def shares_table(results: Results) -> str:
     for variant, target, keep in sorted(results.scores(), key=lambda one: one[1:]):
         found = results.shares(variant, target, keep)
         related = RELATED[target]
-        rounds = sorted({name for one in found for name in one if name.startswith("round")})
-        by_round = [_mean(share_of(one[name], related) for one in found) for name in rounds]
+        rounds = {name for one in found for name in one if name.startswith("round")}
+        in_order = sorted(rounds, key=lambda name: (len(name), name))
+        by_round = [_mean(share_of(one[name], related) for one in found) for name in in_order]
         rows.append(
             [
                 target,

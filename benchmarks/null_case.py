@@ -1,9 +1,10 @@
 """Does `curate evaluate` say "no measurable benefit" when there is none to be had?
 
 The target is a random sample of the pool's own distribution, so no selection should beat a random
-one. Each case draws another target, selects with the defaults and evaluates with three seeds; the
-verdicts are counted. Finished cases are lines of `benchmarks/results/null-case.jsonl` and are
-skipped, so the benchmark runs in pieces, and in several processes (--part 0/2, --part 1/2).
+one. Each case draws another target, selects with the defaults and evaluates with three seeds of its
+own, so that no two cases are compared with the same trainings; the verdicts are counted. Finished
+cases are lines of `benchmarks/results/null-case.jsonl` and are skipped, so the benchmark runs in
+pieces, and in several processes (--part 0/2, --part 1/2).
 
     python benchmarks/null_case.py --pool POOL --work WORK
 
@@ -33,6 +34,7 @@ from curate.noise import make_key, shuffled_order
 from curate.train.compute import keep_freed_memory
 
 CASES = 10
+SEEDS = 3
 TARGET_DOCUMENTS, TEST_DOCUMENTS = 1000, 600
 KEEP = 0.1
 MODEL = "nano"
@@ -70,7 +72,13 @@ def run_case(case: int, shards: list[Path], work: Path, threads: int) -> dict[st
     curate.run(curate.load_config(flags=settings), io.StringIO())
     evaluation = curate.evaluate(
         curate.EvaluateSettings(
-            out=out, test=str(test), model=MODEL, multiples=(1.0,), threads=threads
+            out=out,
+            test=str(test),
+            model=MODEL,
+            seeds=SEEDS,
+            first_seed=SEEDS * case,
+            multiples=(1.0,),
+            threads=threads,
         ),
         io.StringIO(),
     )

@@ -22,3 +22,5 @@ def write_pool(source: Path, place: Path, size: float) -> None:
         left -= size if taken < len(table) else ends[-1].as_py()
         if left <= 0:
             return
+        if left == size:
+            raise SystemExit(f"{shard} has no text.")

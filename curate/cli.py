@@ -307,6 +307,7 @@ def compare(outs: tuple[Path, ...], by: str | None, top: int, form: str) -> None
     help="Another finished run over the same pool; may be given more than once.",
 )
 @click.option("--seeds", type=int, default=3, show_default=True, help="Trainings of each arm.")
+@click.option("--first-seed", type=int, default=0, show_default=True, help="Seed of the first.")
 @click.option(
     "--tokens", type=int, help="Tokens to train on; min(4 x kept tokens, 20 x parameters)."
 )

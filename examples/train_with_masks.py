@@ -67,6 +67,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(f"{options.out}/tokenizer")
     separator = tokenizer.bos_token_id
+    separator = tokenizer.eos_token_id if separator is None else separator
     if options.model:
         model = AutoModelForCausalLM.from_pretrained(options.model, use_safetensors=True)
     else:

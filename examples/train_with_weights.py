@@ -1,8 +1,9 @@
 """Train a transformers model on the document weights of a run.
 
-`curate_weight` says how often a document should be seen, relative to the others. Here documents are
-drawn in proportion to it; a trainer that reads in order can instead train on a copy in which the
-weights are repetition (`curate export OUT --to hf --dest DEST --materialize`).
+`curate_weight` says how often a document should be seen, relative to the others. Here documents,
+cut to the model's window, are drawn in proportion to it; a trainer that reads in order can instead
+train on a copy in which the weights are repetition (`curate export OUT --to hf --dest DEST
+--materialize`).
 
 Usage: python examples/train_with_weights.py OUT DEST [--window 512] [--steps 1000]
 """
@@ -10,9 +11,10 @@ Usage: python examples/train_with_weights.py OUT DEST [--window 512] [--steps 10
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from torch.utils.data import Sampler, WeightedRandomSampler
 from transformers import (
     AutoTokenizer,
@@ -36,6 +38,24 @@ class WeightedTrainer(Trainer):
         return WeightedRandomSampler(self.weights, len(self.weights), generator=generator)
 
 
+def weighted_dataset(out: str, column: str, tokenizer: Any, window: int) -> Dataset:
+    """All kept documents of a run as pieces of at most `window` tokens, a separator in front."""
+    separator = tokenizer.bos_token_id
+    separator = tokenizer.eos_token_id if separator is None else separator
+    rows = load_dataset(out, split="train").select_columns([column, "curate_weight"])
+
+    def cut(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        tokens = tokenizer(batch[column], add_special_tokens=False)["input_ids"]
+        pieces = [
+            ([separator, *one[start : start + window - 1]], weight)
+            for one, weight in zip(tokens, batch["curate_weight"], strict=True)
+            for start in range(0, len(one), window - 1)
+        ]
+        return {"input_ids": [one for one, _ in pieces], "weight": [weight for _, weight in pieces]}
+
+    return rows.map(cut, batched=True, remove_columns=rows.column_names)
+
+
 def main() -> None:
     """Train, and save the model with its tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -47,20 +67,10 @@ def main() -> None:
     options = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(f"{options.out}/tokenizer")
-    rows = load_dataset(options.out, split="train")
-    texts = rows.select_columns([options.text_column])
-    examples = texts.map(
-        lambda batch: tokenizer(
-            [tokenizer.bos_token + text for text in batch[options.text_column]],
-            truncation=True,
-            max_length=options.window,
-        ),
-        batched=True,
-        remove_columns=texts.column_names,
-    )
+    examples = weighted_dataset(options.out, options.text_column, tokenizer, options.window)
     shape = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     trainer = WeightedTrainer(
-        weights=list(rows["curate_weight"]),
+        weights=list(examples["weight"]),
         model=LlamaForCausalLM(
             LlamaConfig(vocab_size=len(tokenizer), intermediate_size=704, **shape)
         ),
@@ -73,7 +83,7 @@ def main() -> None:
             report_to="none",
             logging_steps=max(1, options.steps // 10),
         ),
-        train_dataset=examples,
+        train_dataset=examples.select_columns(["input_ids"]),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
     print(f"final loss {trainer.train().training_loss:.3f} nats per token")

@@ -39,6 +39,7 @@ PUBLISHED = {
     "blade.lambda": 1.0,
     "blade__control": "proxy",
     "blade__train_on": "kept",
+    "blade__reference_schedule": "constant",
 }
 OTHERS = {
     "lookahead": {**PUBLISHED, "blade__control": "lookahead"},
@@ -130,6 +131,23 @@ def test_the_tokenizer_lies_beside_the_data_with_its_hash(published: Run) -> Non
     card = (published.out / "README.md").read_text()
     assert "`loss_mask`" in card
     assert "tokenizer/" in card
+    assert "The mean over kept tokens is 1" not in card
+
+
+def test_why_holds_tokens_against_the_cut_off_of_tokens(published: Run) -> None:
+    """A document's score is a mean, which may lie below the cut-off that its tokens are above."""
+    below = "SELECT document_id FROM decision WHERE kept AND score < threshold LIMIT 1"
+    ((document,),) = published.sql(below)
+    ((score, cut_off, kept, tokens),) = published.sql(
+        f"SELECT score, threshold, tokens_kept, tokens FROM decision WHERE document_id = {document}"
+    )
+    share, said = kept / tokens, curate("log", str(published.out), "--why", str(document)).output
+    assert (
+        f"; mean score {score:.4g}; {kept} of its {tokens} tokens at or above the cut-off "
+        f"{cut_off:.4g}: kept in this round.\nKept with weight {share:.4g} (the share of its "
+        "tokens that are labels): kept in 1 of 1 round, and inside the token budget."
+    ) in said
+    assert "Near the cut-off" not in (published.out / "report.html").read_text()
 
 
 def test_equal_seeds_give_equal_bytes(published: Run, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from curate.pipeline.space import cache_bytes, evaluation_bytes
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
 from curate.refusal import writing
-from curate.train.compute import keep_freed_memory
+from curate.train.compute import FreedMemory, keep_freed_memory
 
 HELD_OUT_KEY = make_key(0, "evaluation held out")
 """The general sample is the same in every evaluation of a pool."""
@@ -151,6 +151,12 @@ def _tell(name: str, measures: list[Measure], progress: Progress, stream: TextIO
 
 def _train(inputs: Inputs, plan: Plan, arm: str, seed: int, progress: Progress) -> list[Measure]:
     scratch = inputs.run.out / FOLDER / "sample"
+    memory = FreedMemory()
+
+    def on_tokens(tokens: int) -> None:
+        progress.advance(tokens)
+        memory.after(tokens)
+
     try:
         return train_and_measure(
             plan.model,
@@ -158,7 +164,7 @@ def _train(inputs: Inputs, plan: Plan, arm: str, seed: int, progress: Progress) 
             plan.arm_budgets(arm),
             seed,
             plan.test_sets,
-            on_tokens=progress.advance,
+            on_tokens=on_tokens,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         model: the model of every arm.
         parameters: its parameters.
-        seeds: 0, 1, 2...
+        seeds: one a training of each arm, ascending.
         tokens: tokens that each arm trains on.
         budgets: tokens by multiple, ascending, for the whole pool.
         cache: the tokenized pool.
@@ -119,12 +119,12 @@ def make_plan(
     return Plan(
         model=model,
         parameters=parameters,
-        seeds=tuple(range(settings.seeds)),
+        seeds=tuple(range(settings.first_seed, settings.first_seed + settings.seeds)),
         tokens=tokens,
         budgets={one: max(1, round(one * tokens)) for one in sorted(set(settings.multiples))},
         cache=cache,
         held_out=held_out,
-        sample_tokens=round(inputs.run.config.keep * (cache.tokens - general.num_tokens)),
+        sample_tokens=max(1, round(inputs.run.config.keep * (cache.tokens - general.num_tokens))),
         stores=stores,
         test_sets={"target": inputs.test.documents, "general": general},
     )

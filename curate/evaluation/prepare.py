@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def prepare(settings: EvaluateSettings) -> Inputs:
     for one in (run, *others.values()):
         _check_masks(one, tokenizer)
     pool = cached_tokens(run, tokenizer) or open_pool(run, settings.pool)
-    test, warnings = _read_test(settings, run, tokenizer)
+    test = _read_test(settings, run, tokenizer)
     return Inputs(
         settings=settings,
         run=run,
@@ -97,7 +98,7 @@ def prepare(settings: EvaluateSettings) -> Inputs:
         test=test,
         shape=shape,
         compute=compute,
-        warnings=warnings,
+        warnings=tuple(_seen_targets(test, run, others)),
     )
 
 
@@ -153,9 +154,7 @@ def _check_masks(run: FinishedRun, tokenizer: TextTokenizer) -> None:
         )
 
 
-def _read_test(
-    settings: EvaluateSettings, run: FinishedRun, tokenizer: TextTokenizer
-) -> tuple[Test, tuple[str, ...]]:
+def _read_test(settings: EvaluateSettings, run: FinishedRun, tokenizer: TextTokenizer) -> Test:
     config = run.config
     column = settings.text_column or config.target_text_column or config.text_column
     corpus = open_corpus(str(settings.test), text_column=column, role="test")
@@ -166,14 +165,18 @@ def _read_test(
             f"Give --test documents with text in column {column}.",
         )
     fingerprints = tuple(shard.fingerprint for shard in corpus.shards)
-    seen = {shard["fingerprint"] for shard in run.folder.identity["target"]}
-    warnings: tuple[str, ...] = ()
-    if seen & set(fingerprints):
-        warnings = (
-            "The test is the target that the run selected for: its gain on other text of the kind "
-            "is likely smaller.",
-        )
-    return Test(documents, frozenset(texts), fingerprints), warnings
+    return Test(documents, frozenset(texts), fingerprints)
+
+
+def _seen_targets(test: Test, run: FinishedRun, others: dict[str, FinishedRun]) -> Iterator[str]:
+    """What to say where the test is a run's own target."""
+    for name, one in {"the run": run, **others}.items():
+        seen = {shard["fingerprint"] for shard in one.folder.identity["target"]}
+        if seen & set(test.fingerprints):
+            yield (
+                f"The test is the target that {name} selected for: its gain on other text of the "
+                "kind is likely smaller."
+            )
 
 
 def read_documents(corpus: Corpus, tokenizer: TextTokenizer) -> tuple[Documents, list[str]]:

@@ -126,7 +126,7 @@ def request_digest(inputs: Inputs, model: ModelSettings) -> str:
             "pool": list(inputs.run.pool),
             "test": list(inputs.test.fingerprints),
             "test_tokens": inputs.test.documents.num_tokens,
-            "seeds": settings.seeds,
+            "seeds": [settings.first_seed, settings.seeds],
             "tokens": settings.tokens,
             "multiples": sorted(set(settings.multiples)),
         }

@@ -141,7 +141,6 @@ def _cost(inputs: Inputs, plan: Plan, trained: Trained) -> dict[str, Any]:
         "selection_seconds": sum(inputs.run.record["stage_seconds"].values()),
         "selection_device": inputs.run.record["device"],
         "training_seconds": sum(curated) / len(curated),
-        "all_training_seconds": sum(one[-1].seconds for one in trained.values()),
     }
 
 

@@ -20,7 +20,8 @@ class EvaluateSettings:
         out: the output folder of a finished run; results are written into it.
         test: held-out documents like the target's: any corpus that `curate run` reads.
         against: output folders of other finished runs over the same pool.
-        seeds: how many times each arm is trained, with seeds 0, 1, 2...
+        seeds: how many times each arm is trained, with one seed after another.
+        first_seed: the first of them; another gives trainings that nothing was chosen by.
         tokens: tokens that each arm is trained on; min(4 x kept tokens, 20 x parameters).
         model: a preset, or a folder or Hub id of a causal model to continue.
         multiples: budgets of the whole pool, as multiples of `tokens`.
@@ -42,6 +43,7 @@ class EvaluateSettings:
     test: str | None = None
     against: tuple[Path, ...] = ()
     seeds: int = 3
+    first_seed: int = 0
     tokens: int | None = None
     model: str = "tiny"
     multiples: tuple[float, ...] = field(default=(1.0, 2.0, 4.0))
@@ -62,6 +64,7 @@ class EvaluateSettings:
                 "Give --test documents like the target's that the run has not seen.",
             )
         _check_whole("--seeds", self.seeds, 1, "to 3 or more")
+        _check_whole("--first-seed", self.first_seed, 0, "to 0 or more")
         for flag, value, minimum in (
             ("--tokens", self.tokens, 1),
             ("--window", self.window, 8),

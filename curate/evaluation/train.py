@@ -34,6 +34,8 @@ from curate.train.optimizer import Optimizer, Term
 
 DECAY_SHARE = 0.2
 """Share of a budget over which the learning rate falls to 0."""
+_MEASURED_AT_ONCE = 1 << 22
+"""Tokens of a test set that batches are made of at once; their padded cells take 16 bytes each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +160,10 @@ def train_and_measure(
 
 def measure_documents(model: LanguageModel, documents: Documents) -> tuple[float, float]:
     """Mean loss in nats per token, and bits per UTF-8 byte, over all tokens of the documents."""
-    nats = float(np.dot(document_losses(model, documents), documents.lengths))
+    nats = sum(
+        float(np.dot(document_losses(model, block), block.lengths))
+        for block in draw_blocks(iter([documents]), _MEASURED_AT_ONCE)
+    )
     bits = nats / math.log(2)
     return nats / documents.num_tokens, bits / int(documents.bytes.sum())
 

@@ -22,7 +22,7 @@ from curate.log.schema import DOCUMENT, literal
 from curate.refusal import writing
 
 _TABLES = ("run", "shard", "decision", "document")
-_BUILT_IN = {column.name for column in DOCUMENT.columns} | {"tokens_kept"}
+_BUILT_IN = {column.name for column in DOCUMENT.columns}
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,13 +59,23 @@ _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 def connect(out: Path) -> duckdb.DuckDBPyConnection:
     """Open the log of the run in `out` for reading that log only."""
-    path = log_file(out).absolute()
-    name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    spill = {"memory_limit": QUERY_MEMORY, "temp_directory": str(Path(_spill_folder().name) / name)}
+    path = log_file(out)
     try:
-        return duckdb.connect(str(path), read_only=True, config={**LOCKED, **spill})
+        return connect_file(path)
     except duckdb.Error as error:
         raise cannot_open(out, error) from error
+
+
+def connect_file(log: Path) -> duckdb.DuckDBPyConnection:
+    """Open a log read-only, unable to reach any other file or the network.
+
+    Raises:
+        duckdb.Error: it cannot be opened.
+    """
+    path = str(log.absolute())
+    name = hashlib.sha256(path.encode()).hexdigest()[:16]
+    spill = {"memory_limit": QUERY_MEMORY, "temp_directory": str(Path(_spill_folder().name) / name)}
+    return duckdb.connect(path, read_only=True, config={**LOCKED, **spill})
 
 
 @functools.cache

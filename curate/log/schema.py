@@ -168,7 +168,11 @@ DECISION = Table(
             "BIGINT",
             "Tokens kept: all of a kept document's, or at token granularity those that are labels.",
         ),
-        Column("reason", "VARCHAR", "above_threshold (kept) or below_threshold (not kept)."),
+        Column(
+            "reason",
+            "VARCHAR",
+            "above_threshold (kept; by token: some of its tokens are) or below_threshold (not).",
+        ),
     ),
 )
 

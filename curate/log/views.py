@@ -172,6 +172,10 @@ def _figure(column: str, other: str = "") -> str:
     return f"CASE WHEN {same} THEN {exact} ELSE {short} END"
 
 
+_BY_TOKEN = "(SELECT count(*) > 0 FROM run WHERE granularity = 'token')"
+"""SQL: a score is then a mean, but the cut-off is that of tokens."""
+
+
 def _round_explanation() -> str:
     excess = (
         f"'excess loss ' || {_figure('r.excess_loss')} || ' nats/token (proxy ' || "
@@ -190,11 +194,15 @@ def _round_explanation() -> str:
         f"{comparison} || ' the cut-off ' || {_figure('r.threshold', 'r.score')}"
     )
     score = f"'score ' || {_figure('r.score')} || coalesce({vote}, '')"
+    tokens = (
+        f"'mean score ' || {_figure('r.score')} || '; ' || r.tokens_kept || ' of its ' || r.tokens "
+        f"|| ' tokens at or above the cut-off ' || {_figure('r.threshold')}"
+    )
     return f"""
     'Round ' || r.round || ': ' || CASE WHEN r.tokens_read < r.tokens
             THEN 'read ' || r.tokens_read || ' of its tokens; ' ELSE '' END
         || coalesce({excess}, {proxy}, '')
-        || coalesce({cut_off}, {score}, 'no score')
+        || coalesce(CASE WHEN {_BY_TOKEN} THEN {tokens} END, {cut_off}, {score}, 'no score')
         || CASE WHEN r.kept THEN ': kept in this round.' ELSE ': not kept in this round.' END
     """
 
@@ -203,9 +211,11 @@ def _final_explanation() -> str:
     plural = "CASE o.rounds WHEN 1 THEN ' round' ELSE ' rounds' END"
     rounds = f"o.rounds_kept || ' of ' || o.rounds || {plural}"
     weight = f"'Kept with weight ' || coalesce({_figure('o.weight')}, 'unknown')"
+    mean = f"CASE WHEN {_BY_TOKEN} THEN ' (the share of its tokens that are labels)' ELSE "
+    mean += "' (the mean over kept tokens is 1)' END"
     return f"""
     CASE o.reason
-        WHEN 'selected' THEN {weight} || ' (the mean over kept tokens is 1): kept in '
+        WHEN 'selected' THEN {weight} || {mean} || ': kept in '
             || {rounds} || ', and inside the token budget.'
         WHEN 'filled' THEN {weight} || ': no round that decides kept it, but it has one of the '
             || 'best scores among the rest, which fill the token budget.'

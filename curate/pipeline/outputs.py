@@ -20,6 +20,7 @@ from curate.config import Config, config_to_tree, config_to_yaml
 from curate.errors import InvalidInput
 from curate.files import copy_folder, write_text
 from curate.log.load import build_log
+from curate.log.query import LOG_NAME
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.prepare import Inputs
 from curate.pipeline.progress import Progress
@@ -156,7 +157,7 @@ def log_stage(
     if folder.result("log") is not None:
         return
     started = time.monotonic()
-    log = folder.path / "selection_log.duckdb"
+    log = folder.path / LOG_NAME
     build_log(
         log,
         run={**_run_record(inputs, config, folder), **figures},

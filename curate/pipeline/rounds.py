@@ -31,11 +31,9 @@ from curate.select.methods.base import TOKEN
 from curate.select.rounds import RoundResult, run_round
 from curate.select.schedule import Schedule, visit_coefficients
 from curate.stop import Stop
-from curate.train.compute import return_freed_memory
+from curate.train.compute import FreedMemory
 from curate.train.optimizer import StepRecord
 
-_TOKENS_BETWEEN_RETURNS = 80_000
-"""Tokens after which freed memory goes back to the system: seconds of a small model's work."""
 _NOT_TRAINED = "Run with --set compute.dtype=float32, or with another model."
 """What to do when no rate can be to blame."""
 
@@ -111,7 +109,7 @@ class Rounds:
         self._method: Method | None = None
         self._before: str | None = None
         self._stage, self._part, self._part_started = "", 0, 0.0
-        self._since_return = 0
+        self._memory = FreedMemory()
 
     def stages(self) -> list[str]:
         """Names of the stages in order."""
@@ -131,10 +129,7 @@ class Rounds:
     def on_tokens(self, tokens: int) -> None:
         """Show progress, and give memory back; what a warm-up does besides steps can stop here."""
         self._progress.advance(tokens)
-        self._since_return += tokens
-        if self._since_return >= _TOKENS_BETWEEN_RETURNS:
-            return_freed_memory()
-            self._since_return = 0
+        self._memory.after(tokens)
         if self._stage == "warm-up":
             self._stop.check()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from curate.config.schema import BladeConfig, Config
 from curate.train.model import ModelShape
@@ -33,8 +34,12 @@ _SCORE_TOKENS = 256
 """As good as all of a document, at a fraction of the time (benchmarks/LOG.md)."""
 ROLLBACK_FACTOR = 0.5
 """What a rollback multiplies learning rates by."""
-_STATIC = ("color", "rho1")
-"""Methods whose reference is trained once: for one epoch of the target, as CoLoR-Filter's is."""
+_STATIC: dict[str, dict[str, Any]] = {
+    "color": {"control": "lookahead", "final": "none"},
+    "rho1": {"control": "proxy", "proxy_average": 0.0, "train_on": "kept"},
+}
+"""Methods whose reference is trained once, for one epoch of the target as CoLoR-Filter's is, and
+what else is theirs and not the user's in section `blade`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +99,7 @@ def resolve_config(
         target_tokens: tokens of the target.
         num_parameters: of the proxy.
     """
+    config = _as_its_method(config)
     window = config.model.window or shape.window
     model = dataclasses.replace(
         config.model,
@@ -235,6 +241,15 @@ def visit_coefficients(average: str, visits: int) -> list[float]:
     for gamma in gammas:
         coefficients = [(1 - gamma) * one for one in coefficients] + [gamma]
     return coefficients
+
+
+def _as_its_method(config: Config) -> Config:
+    """The config with what a method of a static reference does not leave to the user."""
+    if config.method not in _STATIC:
+        return config
+    fixed = {"lambda_": 0.0, "lambda_schedule": "constant", "lambda_end": None}
+    blade = dataclasses.replace(config.blade, **{**fixed, **_STATIC[config.method]})
+    return dataclasses.replace(config, blade=blade)
 
 
 def _scaled(rate: float | None, factor: float) -> float | None:

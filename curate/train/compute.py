@@ -13,6 +13,8 @@ from curate.errors import InvalidInput
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of mallopt(3)."""
+_TOKENS_BETWEEN_RETURNS = 80_000
+"""After which freed memory goes back: seconds of a small model's work (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +69,24 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def return_freed_memory() -> None:
-    """Give back to the system what `keep_freed_memory` kept: the holes between live buffers.
+class FreedMemory:
+    """Gives back to the system what `keep_freed_memory` kept: the holes between live buffers.
 
-    Holes grow while buffers of many sizes come and go; what is in use does not. Worth calling
-    every few seconds of work: the pages are cleared anew when they are next used. A no-op where
-    the C library has no malloc_trim.
+    Holes grow while buffers of many sizes come and go; what is in use does not. Worth doing every
+    few seconds of work: the pages are cleared anew when they are next used. A no-op where the C
+    library has no malloc_trim.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+    def __init__(self) -> None:
+        self._tokens = 0
+
+    def after(self, tokens: int) -> None:
+        """Told of tokens trained on or scored."""
+        self._tokens += tokens
+        if self._tokens >= _TOKENS_BETWEEN_RETURNS:
+            self._tokens = 0
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _resolve_device(name: str) -> torch.device:

@@ -204,11 +204,6 @@ class LanguageModel:
         self.compute = compute
         self._direct_head = _has_direct_head(network, prefix_id)
 
-    @property
-    def num_parameters(self) -> int:
-        """Distinct parameters, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
-
     def frozen_copy(self) -> LanguageModel:
         """An independent copy without gradients."""
         twin = copy.copy(self)

@@ -11,7 +11,6 @@ the folders of the machine, so the same selection gives the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import html
 import json
 import re
@@ -25,7 +24,7 @@ import yaml
 from curate.config.load import dump_yaml
 from curate.files import write_text
 from curate.log.explain import rollbacks_in_words
-from curate.log.query import DAMAGED_SHARDS, LOCKED, grouping_columns, keep_rate_rows
+from curate.log.query import DAMAGED_SHARDS, connect_file, grouping_columns, keep_rate_rows
 from curate.log.schema import DOCUMENT_REASONS
 
 Row = dict[str, Any]
@@ -35,8 +34,7 @@ _SIZES_LARGE = ("1B<n<10B", "10B<n<100B", "100B<n<1T", "n>1T")
 _COLUMNS = """\
 | column | type | meaning |
 |---|---|---|
-| `curate_weight` | float32 | How much the document should count. The mean over kept tokens \
-is 1. |
+| `curate_weight` | float32 | {weight} |
 | `curate_score` | float32 | Its score, in standard deviations of its round; where the decisions \
 of several rounds count, their average. Higher means keep. |
 | `curate_excess_loss` | float32 | Most of what the score is made from, in nats per token: \
@@ -44,6 +42,8 @@ positive means that the model that knows the target has the lower loss. Null whe
 no models. |
 | `curate_round` | int32 | The last round that kept it; the last that scored it when none did. |
 """
+_WEIGHT = "How much the document should count. The mean over kept tokens is 1."
+_TOKEN_WEIGHT = "The share of its tokens that are labels."
 _LOADING = """\
 ```python
 from datasets import load_dataset
@@ -87,7 +87,7 @@ pool, unchanged: their licences, errors and personal data come with them.
 
 def write_card(path: Path, log: Path) -> None:
     """Write the dataset card of the run whose selection log is `log` to `path`, atomically."""
-    with open_log(log) as connection:
+    with connect_file(log) as connection:
         run = query(connection, "SELECT * FROM run")[0]
         rates = keep_rates(connection, columns=1, values=_VALUES)
         by_token = run["granularity"] == "token"
@@ -101,7 +101,8 @@ def write_card(path: Path, log: Path) -> None:
             _figures(run) + _damaged(connection),
             "## Columns\n",
             "All columns of the pool, unchanged, then:\n",
-            _COLUMNS + (_TOKEN_COLUMNS if by_token else ""),
+            _COLUMNS.format(weight=_TOKEN_WEIGHT if by_token else _WEIGHT)
+            + (_TOKEN_COLUMNS if by_token else ""),
             "## Why documents were kept or dropped\n",
             _reasons(connection),
             *_keep_rate(rates),
@@ -113,13 +114,6 @@ def write_card(path: Path, log: Path) -> None:
             _CAVEAT,
         ]
     write_text(path, "\n".join(sections))
-
-
-@contextlib.contextmanager
-def open_log(log: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a selection log read-only, unable to reach any other file or the network."""
-    with duckdb.connect(str(log.absolute()), read_only=True, config=LOCKED) as connection:
-        yield connection
 
 
 def query(connection: duckdb.DuckDBPyConnection, sql: str, *values: object) -> list[Row]:

@@ -24,9 +24,10 @@ from curate.log.explain import (
     rollbacks_in_words,
     separation_in_words,
 )
+from curate.log.query import connect_file
 from curate.log.schema import DOCUMENT_REASONS
 from curate.write import charts
-from curate.write.card import Row, keep_rates, one_line, open_log, public_config, query
+from curate.write.card import Row, keep_rates, one_line, public_config, query
 
 _POINTS = 300
 _VALUES = 30
@@ -74,18 +75,18 @@ _PAGE = """<!doctype html>
 
 def write_report(path: Path, log: Path) -> None:
     """Write the report of the run whose selection log is `log` to `path`, atomically."""
-    with open_log(log) as connection:
+    with connect_file(log) as connection:
         run = query(connection, "SELECT * FROM run")[0]
         rounds = query(connection, "SELECT * FROM round ORDER BY round")
         body = [
             _headline(run, rounds),
-            _scores(connection, rounds),
+            _scores(connection, run, rounds),
             *_keep_rates(connection, run),
             _target_loss(rounds),
             _rounds_table(rounds),
             _training(connection),
             _reasons(connection),
-            _near_cut(connection, rounds),
+            _near_cut(connection, run, rounds),
             _stages(run),
             _config(run),
         ]
@@ -141,7 +142,7 @@ def _model(run: Row) -> str:
     return f"proxy of {charts.compact(parameters)} parameters" if parameters else "no models"
 
 
-def _scores(connection: duckdb.DuckDBPyConnection, rounds: list[Row]) -> str:
+def _scores(connection: duckdb.DuckDBPyConnection, run: Row, rounds: list[Row]) -> str:
     if not rounds:
         return ""
     last = rounds[-1]
@@ -154,8 +155,11 @@ def _scores(connection: duckdb.DuckDBPyConnection, rounds: list[Row]) -> str:
         charts.Bin(row["bin_low"], row["bin_high"], row["documents"], row["documents_kept"])
         for row in rows
     ]
-    chart = charts.histogram(bins, threshold=_finite(last["threshold"]), x_label="score")
-    note = "Documents by score, higher is better. Filled: kept in this round."
+    by_token = run["granularity"] == "token"  # the cut-off is then that of tokens
+    threshold = None if by_token else _finite(last["threshold"])
+    chart = charts.histogram(bins, threshold=threshold, x_label="score")
+    kind = "mean score of their tokens" if by_token else "score"
+    note = f"Documents by {kind}, higher is better. Filled: kept in this round."
     return _section(f"Scores in round {last['round']}", note, chart)
 
 
@@ -267,8 +271,8 @@ def _reasons(connection: duckdb.DuckDBPyConnection) -> str:
     return _section("Reasons", "", charts.bar_table(head, bars, words=True) if bars else "")
 
 
-def _near_cut(connection: duckdb.DuckDBPyConnection, rounds: list[Row]) -> str:
-    if not rounds:
+def _near_cut(connection: duckdb.DuckDBPyConnection, run: Row, rounds: list[Row]) -> str:
+    if not rounds or run["granularity"] == "token":  # no document is near the cut-off of tokens
         return ""
     number = rounds[-1]["round"]
     rows = query(

@@ -127,6 +127,7 @@ def test_against_itself(finished: Run, test_set: Path) -> None:
     ("flag", "value", "minimum", "remedy"),
     [
         ("--seeds", "0", 1, "to 3 or more"),
+        ("--first-seed", "-1", 0, "to 0 or more"),
         ("--tokens", "0", 1, "higher, or leave it out"),
         ("--window", "7", 8, "higher, or leave it out"),
         ("--batch-tokens", "0", 1, "higher, or leave it out"),

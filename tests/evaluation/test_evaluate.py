@@ -302,6 +302,11 @@ def test_more_seeds_train_only_the_new_ones(
     evaluate_small(run, test_set, seeds=1)
     assert trainings == []
     assert report_of(run)["settings"]["seeds"] == [0]
+    evaluate_small(run, test_set, seeds=2, first_seed=2)
+    assert trainings == [("curated", 3), ("random", 3), ("pool", 3)]
+    assert report_of(run)["settings"]["seeds"] == [2, 3]
+    evaluate_small(run, test_set, seeds=2)
+    assert report_of(run)["settings"]["seeds"] == [0, 1]
 
 
 def test_evaluations_can_share_results(

@@ -319,6 +319,23 @@ def test_a_recipe_of_blade_serves_every_method(name):
     METHODS[name].plan(resolve(10**6, method=name, blade=BladeConfig()), 10**6)
 
 
+@pytest.mark.parametrize("granularity", ["document", "token"])
+def test_the_config_says_what_a_static_method_runs_under(granularity):
+    """Also where the user asked for something else; rounds follow from it."""
+    blade = BladeConfig(
+        lambda_=1.0, lambda_schedule="linear", lambda_end=2.0, train_on="mixture", final="none"
+    )
+    sizes = {"pool_tokens": 2_000_000, "keep": 0.1, "granularity": granularity, "blade": blade}
+    rho1 = resolve(method="rho1", **sizes).blade
+    assert (rho1.control, rho1.proxy_average, rho1.train_on) == ("proxy", 0.0, "kept")
+    blocks = 2_000_000 / 2048 * (0.1 if granularity == "document" else 1)
+    assert rho1.sync_every == math.ceil(math.ceil(blocks) / 3)
+    color = resolve(method="color", **sizes).blade
+    assert (color.control, color.proxy_average, color.final) == ("lookahead", 0.1, "none")
+    for one in (rho1, color):
+        assert (one.lambda_, one.lambda_schedule, one.lambda_end) == (0.0, "constant", None)
+
+
 @pytest.mark.parametrize("name", ["color", "rho1", "random"])
 def test_a_recipe_of_blade_by_document_serves_other_methods_by_token(name):
     one_visit = BladeConfig(passes=1 if name == "rho1" else 2, final="ensemble", average="linear")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_write_parts import numbered, pool_table, selection_of
 
-from curate.write.card import fenced, markdown_text, open_log, public_config, write_card
+from curate.log.query import connect_file
+from curate.write.card import fenced, markdown_text, public_config, write_card
 from curate.write.parts import write_part
 
 
@@ -71,7 +72,7 @@ def test_folder_with_card_loads(make_log, tmp_path: Path):
 
 def test_log_is_opened_without_reach(make_log, tmp_path: Path):
     (tmp_path / "secret.csv").write_text("a\n1\n")
-    with open_log(make_log()) as connection:
+    with connect_file(make_log()) as connection:
         with pytest.raises(duckdb.Error):
             connection.execute(f"FROM read_csv('{tmp_path / 'secret.csv'}')")
         with pytest.raises(duckdb.Error):

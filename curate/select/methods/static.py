@@ -3,25 +3,20 @@
 CoLoR-Filter (arXiv 2406.10670): score = loss under a prior - loss under the prior fine-tuned on the
 target, every document once, the pool decided as a whole. RHO-1 (arXiv 2404.07965): the reference
 is made once, the proxy goes on training on what is kept, and is compared with it as it is now.
-Both use the proxy and reference settings of section `blade`.
+Both use the proxy and reference settings of section `blade`; what is not theirs to vary there,
+lambda and the control, is set where the config is resolved (`curate/select/schedule.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 from curate.config.schema import Config
-from curate.select.methods.base import Context, RoundStart
+from curate.select.methods.base import RoundStart
 from curate.select.methods.blade import BladeMethod
 from curate.select.schedule import Schedule, plan_rounds, plan_scoring
 
 
 class ColorMethod(BladeMethod):
     """One static sync with lambda 0; scores once."""
-
-    def __init__(self, context: Context) -> None:
-        config = _with_blade(context.config, lambda_=0.0, control="lookahead", final="none")
-        super().__init__(dataclasses.replace(context, config=config))
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -39,27 +34,13 @@ class ColorMethod(BladeMethod):
 class Rho1Method(BladeMethod):
     """A reference made once, before the first round, and the live proxy as its control."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(dataclasses.replace(context, config=_as_rho1(context.config)))
-
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
         """Rounds over the pool, with a sync only before the first."""
-        return plan_rounds(_as_rho1(config), pool_tokens=pool_tokens, syncs=1)
+        return plan_rounds(config, pool_tokens=pool_tokens, syncs=1)
 
     def start_round(self, round_index: int) -> RoundStart:
         """Make the reference before the first round; afterwards it stays."""
         if self._pair.reference is None:
             return super().start_round(round_index)
         return self._begin(round_index, 0.0, 0)
-
-
-def _as_rho1(config: Config) -> Config:
-    return _with_blade(config, lambda_=0.0, control="proxy", train_on="kept", proxy_average=0.0)
-
-
-def _with_blade(config: Config, **settings: object) -> Config:
-    """The same config under other settings of section `blade`, lambda constant."""
-    fixed = {"lambda_schedule": "constant", "lambda_end": None, **settings}
-    blade = dataclasses.replace(config.blade, **fixed)  # type: ignore[arg-type]
-    return dataclasses.replace(config, blade=blade)
