@@ -89,14 +89,14 @@ class EvaluateSettings:
 
     def _take_paths(self) -> None:
         """Strings are paths too."""
-        object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "against", tuple(Path(one) for one in self.against))
+        object.__setattr__(self, "out", Path(self.out).expanduser())
+        object.__setattr__(self, "against", tuple(Path(one).expanduser() for one in self.against))
         if self.results is not None:
-            object.__setattr__(self, "results", Path(self.results))
+            object.__setattr__(self, "results", Path(self.results).expanduser())
 
     def _check_runs(self) -> None:
         places = [self.out, *self.against]
-        resolved = [place.expanduser().resolve() for place in places]
+        resolved = [place.resolve() for place in places]
         for index, place in enumerate(resolved):
             if place in resolved[:index]:
                 raise InvalidInput(

@@ -450,11 +450,14 @@ def test_a_pretrained_model_reads_with_its_own_tokenizer(
     assert (run.out / "evaluation" / "tokens" / "cache.json").exists()
 
 
-def test_a_test_that_was_the_target_is_told(run: Run) -> None:
-    report = evaluate_small(run, run.inputs / "target.parquet", seeds=1)[0].report
+def test_a_test_that_was_a_target_is_told(run: Run, finished: Run, tmp_path: Path) -> None:
+    other = finished.copy(tmp_path / "other").out
+    target = run.inputs / "target.parquet"
+    report = evaluate_small(run, target, seeds=1, against=(other,))[0].report
     assert report["warnings"] == [
-        "The test is the target that the run selected for: its gain on other text of the kind is "
+        f"The test is the target that {name} selected for: its gain on other text of the kind is "
         "likely smaller."
+        for name in ("the run", other)
     ]
 
 
