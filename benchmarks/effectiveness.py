@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -51,7 +50,7 @@ from curate.evaluation.runs import open_run, read_kept
 from curate.evaluation.store import write_store
 from curate.evaluation.train import Measure, ModelSettings, train_and_measure
 from curate.noise import make_key, shuffled_order
-from curate.read.documents import Documents, offsets_from_lengths
+from curate.read.documents import Documents, from_tokens
 from curate.read.tokenizer import TextTokenizer, load_tokenizer
 from curate.train.compute import keep_freed_memory, resolve_compute
 from curate.train.model import PRESETS
@@ -207,13 +206,8 @@ def _first_documents(tokenizer: TextTokenizer, path: Path, characters: int) -> D
 
 
 def _encode(tokenizer: TextTokenizer, texts: list[str]) -> Documents:
-    encoded = tokenizer.encode(texts)
-    lengths = pa.array([len(one) for one in encoded]).to_numpy()
-    tokens = [token for one in encoded for token in one.tolist()]
-    sizes = pa.array([len(text.encode()) for text in texts]).to_numpy()
-    ids = pa.array(range(len(texts))).to_numpy()
-    input_ids = pa.array(tokens, pa.int32()).to_numpy()
-    return Documents(ids, sizes, offsets_from_lengths(lengths), input_ids)
+    sizes = [len(text.encode()) for text in texts]
+    return from_tokens(range(len(texts)), sizes, tokenizer.encode(texts))
 
 
 def shares(out: Path) -> dict[str, Any]:

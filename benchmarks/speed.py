@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from curate.config.schema import ComputeConfig, TrainConfig
 from curate.noise import make_key, shuffled_order
-from curate.read.documents import Documents, offsets_from_lengths
+from curate.read.documents import Documents, from_tokens
 from curate.read.tokenizer import train_tokenizer
 from curate.read.windows import make_batches, rolling_windows
 from curate.score.loss import document_losses
@@ -63,9 +63,7 @@ def read_documents(pool: Path, model: str, tokens: int) -> tuple[Documents, int,
             break
         encoded.append(ids[: shape.window])
         held += len(encoded[-1])
-    lengths = np.array([len(one) for one in encoded])
-    places = np.arange(len(encoded))
-    documents = Documents(places, lengths, offsets_from_lengths(lengths), np.concatenate(encoded))
+    documents = from_tokens(range(len(encoded)), [len(one) for one in encoded], encoded)
     return documents, tokenizer.vocabulary_size, tokenizer.prefix_id
 
 

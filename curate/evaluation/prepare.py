@@ -16,7 +16,7 @@ from curate.evaluation.settings import CURATED, EvaluateSettings, arm_name
 from curate.evaluation.tokens import cached_tokens
 from curate.read.cache import TokenCache
 from curate.read.corpus import Corpus, display_uri, open_corpus
-from curate.read.documents import Documents, offsets_from_lengths
+from curate.read.documents import Documents, from_tokens
 from curate.read.tokenizer import TextTokenizer, load_tokenizer, sound_texts, text_bytes
 from curate.records import make_document_id
 from curate.train.compute import Compute, resolve_compute
@@ -193,12 +193,6 @@ def read_documents(corpus: Corpus, tokenizer: TextTokenizer) -> tuple[Documents,
             sizes.extend(text_bytes(column).tolist())
             texts.extend(sound_texts(column, shard, first_row))
             tokens.extend(tokenizer.encode(texts[-batch.num_rows :]))
-    lengths = np.array([len(one) for one in tokens], dtype=np.int64)
-    every = Documents(
-        np.array(ids, dtype=np.int64),
-        np.array(sizes, dtype=np.int64),
-        offsets_from_lengths(lengths),
-        np.concatenate([np.zeros(0, dtype=np.uint16), *tokens]),
-    )
-    full = np.flatnonzero(lengths)
+    every = from_tokens(ids, sizes, tokens)
+    full = np.flatnonzero(every.lengths)
     return every.take(full), [texts[i] for i in full]

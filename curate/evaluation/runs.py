@@ -20,7 +20,7 @@ from curate.config import Config, load_config
 from curate.errors import CurateError, InvalidInput
 from curate.log.query import connect, reading
 from curate.pipeline.folder import RunFolder
-from curate.read.documents import Documents, offsets_from_lengths
+from curate.read.documents import Documents, from_tokens, offsets_from_lengths
 from curate.read.tokenizer import TextTokenizer, load_tokenizer, text_bytes, text_values
 from curate.write.parts import part_files, part_number
 
@@ -165,8 +165,6 @@ def _rows(
         mask = batch.column("loss_mask").flatten().to_numpy(zero_copy_only=False)
         documents = Documents(ids, sizes, offsets_from_lengths(lengths), tokens, mask)
         return KeptRows(documents, np.ones(len(ids)), texts)
-    encoded = tokenizer.encode(texts)
-    lengths = np.array([len(one) for one in encoded], dtype=np.int64)
-    documents = Documents(ids, sizes, offsets_from_lengths(lengths), np.concatenate(encoded))
+    documents = from_tokens(ids, sizes, tokenizer.encode(texts))
     weights = batch.column("curate_weight").to_numpy(zero_copy_only=False)
     return KeptRows(documents, weights.astype(np.float64), texts)

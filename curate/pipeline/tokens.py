@@ -20,7 +20,7 @@ from curate.read.cache import (
     plan_partitions,
     write_fragments,
 )
-from curate.read.documents import Documents, offsets_from_lengths
+from curate.read.documents import Documents, from_tokens
 from curate.read.tokenizer import (
     TextTokenizer,
     load_tokenizer,
@@ -161,11 +161,5 @@ def read_target(inputs: Inputs, tokenizer: TextTokenizer, progress: Progress) ->
             "The target has no text: its documents gave no tokens.",
             f"Give --target documents with text in column {target.text_column}.",
         )
-    lengths = np.array([len(one) for one in tokens], dtype=np.int64)
-    every = Documents(
-        np.array(ids, dtype=np.int64),
-        np.array(sizes, dtype=np.int64),
-        offsets_from_lengths(lengths),
-        np.concatenate(tokens),
-    )
-    return every.take(np.flatnonzero(lengths))
+    every = from_tokens(ids, sizes, tokens)
+    return every.take(np.flatnonzero(every.lengths))

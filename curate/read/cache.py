@@ -28,7 +28,7 @@ from curate.errors import InvalidInput
 from curate.files import atomic_path
 from curate.noise import make_key, random_uint64, shuffled_order, uniform
 from curate.read.corpus import Corpus, Shard
-from curate.read.documents import Documents, concatenate, cut, offsets_from_lengths
+from curate.read.documents import Documents, concatenate, cut, from_tokens
 from curate.read.tokenizer import NOT_UTF8, TextTokenizer, read_texts, text_bytes
 from curate.records import DOCUMENT, make_document_id
 
@@ -352,17 +352,11 @@ class _FragmentWriter:
         name = f"shard-{self.shard_id:05d}-{self.fragments:05d}"
         rows = self.first_row + np.arange(self.rows)
         ids = make_document_id(self.shard_id, 0) + rows
-        lengths = np.array([len(one) for one in self.input_ids], dtype=np.int64)
         sizes = np.concatenate([np.zeros(0, np.int64), *self.sizes])
-        every = Documents(
-            ids,
-            sizes,
-            offsets_from_lengths(lengths),
-            np.concatenate(self.input_ids) if self.input_ids else np.zeros(0, np.uint16),
-        )
+        every = from_tokens(ids, sizes, self.input_ids)
         self._write_tokens(name, every)
         self._write_documents(name, every, rows)
-        full = lengths > 0
+        full = every.lengths > 0
         fragment = Fragment(
             name,
             self.shard_id,

@@ -78,6 +78,21 @@ def offsets_from_lengths(lengths: npt.NDArray[np.integer]) -> Int64:
     return offsets
 
 
+def from_tokens(
+    ids: Sequence[int] | Int64,
+    sizes: Sequence[int] | Int64,
+    tokens: Sequence[npt.NDArray[np.integer]],
+) -> Documents:
+    """N documents from their ids, UTF-8 bytes and arrays of token ids."""
+    lengths = np.array([len(one) for one in tokens], dtype=np.int64)
+    return Documents(
+        np.asarray(ids, dtype=np.int64),
+        np.asarray(sizes, dtype=np.int64),
+        offsets_from_lengths(lengths),
+        np.concatenate([np.zeros(0, dtype=np.uint16), *tokens]),
+    )
+
+
 def concatenate(parts: Sequence[Documents]) -> Documents:
     """All documents of `parts`, one after another."""
     if not parts:
