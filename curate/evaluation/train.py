@@ -29,7 +29,7 @@ from curate.read.cache import draw_blocks
 from curate.read.documents import Documents, concatenate
 from curate.score.loss import document_losses
 from curate.train.compute import Compute
-from curate.train.model import LanguageModel, ModelShape, build_network, load_network
+from curate.train.model import LanguageModel, ModelShape, make_network
 from curate.train.optimizer import Optimizer, Term
 
 DECAY_SHARE = 0.2
@@ -73,10 +73,7 @@ class ModelSettings:
 
     def build(self, seed: int) -> LanguageModel:
         """The model before any step."""
-        if self.shape.llama is None:
-            network = load_network(self.name)
-        else:
-            network = build_network(self.shape, self.vocabulary_size, self.prefix_id, seed)
+        network = make_network(self.name, self.shape, self.vocabulary_size, self.prefix_id, seed)
         return LanguageModel(
             network,
             window=self.window,

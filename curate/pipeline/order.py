@@ -31,7 +31,7 @@ from curate.select.methods import METHODS, Context
 from curate.select.schedule import at_lower_rates, describe_run, resolve_config
 from curate.stop import Stop
 from curate.train.compute import keep_freed_memory
-from curate.train.model import LanguageModel, build_network, count_parameters, load_network
+from curate.train.model import LanguageModel, count_parameters, make_network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +170,10 @@ def _model_maker(
     """Builds the proxy as it is before any step; methods without a model never call it."""
 
     def make() -> LanguageModel:
-        if inputs.shape.llama is None:
-            network = load_network(config.model.name)
-        else:
-            network = build_network(
-                inputs.shape, tokenizer.vocabulary_size, tokenizer.prefix_id, config.seed
-            )
+        separator = tokenizer.prefix_id
+        network = make_network(
+            config.model.name, inputs.shape, tokenizer.vocabulary_size, separator, config.seed
+        )
         return LanguageModel(
             network,
             window=int(config.model.window or 0),

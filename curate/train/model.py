@@ -161,6 +161,19 @@ def count_parameters(name: str, shape: ModelShape, vocabulary_size: int) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def make_network(
+    name: str, shape: ModelShape, vocabulary_size: int, separator_id: int, seed: int
+) -> nn.Module:
+    """A model before any step of ours: a preset from scratch, or pretrained weights.
+
+    Raises:
+        InvalidInput: the weights cannot be loaded.
+    """
+    if shape.llama is None:
+        return load_network(name)
+    return build_network(shape, vocabulary_size, separator_id, seed)
+
+
 def load_network(name: str) -> nn.Module:
     """Pretrained weights from safetensors, in float32; never runs the repository's own code.
 
