@@ -59,6 +59,7 @@ DECISION = pa.schema(
         pa.field("excess_loss", pa.float32()),
         pa.field("ngram_vote", pa.float32()),
         pa.field("redundancy_vote", pa.float32()),
+        pa.field("noise", pa.float32()),
         pa.field("score", pa.float32()),
         pa.field("threshold", pa.float32()),
         pa.field("kept", pa.bool_()),
@@ -69,7 +70,8 @@ DECISION = pa.schema(
 
 `tokens_read` is how many of its tokens the losses are means of. `ngram_vote` and `redundancy_vote`
 are parts of the score, zero or less, from an n-gram classifier and for what the proxy has learned;
-null where none votes. `tokens_kept` is all of a kept document's tokens, or at token granularity
+null where none votes. `noise` is the part of it that follows from the seed and the document alone;
+null where there is none. `tokens_kept` is all of a kept document's tokens, or at token granularity
 those that are labels.
 """
 

@@ -209,7 +209,7 @@ def _insert_decisions(connection: duckdb.DuckDBPyConnection, decisions: Sequence
         INSERT INTO decision SELECT
             document_id, {_shard_id("document_id")}, {_row("document_id")},
             round, tokens, bytes, tokens_read, proxy_loss, reference_loss, excess_loss, ngram_vote,
-            redundancy_vote, score, threshold, kept, tokens_kept,
+            redundancy_vote, noise, score, threshold, kept, tokens_kept,
             CASE WHEN kept THEN 'above_threshold' ELSE 'below_threshold' END
         FROM {_named_scan()}
         ORDER BY round, document_id

@@ -160,6 +160,11 @@ DECISION = Table(
             "FLOAT",
             "Part of the score, zero or less, for what the proxy has learned; NULL if none votes.",
         ),
+        Column(
+            "noise",
+            "FLOAT",
+            "Part of the score that is seeded noise; NULL if none, or too little to decide.",
+        ),
         Column("score", "FLOAT", "What documents are ranked by; higher = keep."),
         Column("threshold", "FLOAT", "Cut-off the score was held against, in score units."),
         Column("kept", "BOOLEAN", "Whether this round kept the document."),

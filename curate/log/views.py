@@ -188,7 +188,8 @@ def _round_explanation() -> str:
     proxy = f"'proxy loss ' || {_figure('r.proxy_loss')} || ' nats/token; '"
     ngram = f"{_figure('r.ngram_vote')} || ' of it from an n-gram classifier'"
     redundancy = f"{_figure('r.redundancy_vote')} || ' of it for redundancy'"
-    vote = f"' (' || nullif(concat_ws(', ', {ngram}, {redundancy}), '') || ')'"
+    noise = f"{_figure('r.noise')} || ' of it noise'"
+    vote = f"' (' || nullif(concat_ws(', ', {ngram}, {redundancy}, {noise}), '') || ')'"
     cut_off = (
         f"'score ' || {_figure('r.score', 'r.threshold')} || coalesce({vote}, '') || ' is ' || "
         f"{comparison} || ' the cut-off ' || {_figure('r.threshold', 'r.score')}"

@@ -78,8 +78,9 @@ class DecisionWriter:
             _nullable(scores.proxy_loss),
             _nullable(scores.reference_loss),
             _nullable(scores.excess_loss),
-            _vote(scores.ngram_vote, rows),
-            _vote(scores.redundancy_vote, rows),
+            _part(scores.ngram_vote, rows),
+            _part(scores.redundancy_vote, rows),
+            _part(scores.noise, rows),
             _nullable(scores.score),
             _nullable(np.full(rows, decided.threshold)),
             pa.array(decided.documents),
@@ -133,8 +134,8 @@ def _mask_batch(documents: Documents, round_index: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=MASK)
 
 
-def _vote(vote: npt.NDArray[np.float64] | None, rows: int) -> pa.Array:
-    return pa.nulls(rows, pa.float32()) if vote is None else _nullable(vote)
+def _part(part: npt.NDArray[np.float64] | None, rows: int) -> pa.Array:
+    return pa.nulls(rows, pa.float32()) if part is None else _nullable(part)
 
 
 def _nullable(values: npt.NDArray[np.float64]) -> pa.Array:

@@ -98,7 +98,7 @@ def decision_fragments(folder: Path) -> list[Path]:
         ids, sizes = [IDS[index] for index in place], [4 * count for count in tokens]
         counts = [count if keep else 0 for count, keep in zip(tokens, kept, strict=True)]
         nobody = [None] * len(rows)
-        losses = (proxy, reference, excess, nobody, nobody, score, threshold)
+        losses = (proxy, reference, excess, nobody, nobody, nobody, score, threshold)
         columns = (ids, rounds, tokens, sizes, tokens, *losses, kept, counts)
         path = folder / f"decisions-{number}.parquet"
         paths.append(write(path, records.DECISION, columns))

@@ -56,8 +56,8 @@ def test_decision_and_document_are_their_records_and_what_is_derived():
 
 
 DECISION_COLUMNS = """document_id shard_id row round tokens bytes tokens_read
-    proxy_loss reference_loss excess_loss ngram_vote redundancy_vote score threshold kept
-    tokens_kept reason"""
+    proxy_loss reference_loss excess_loss ngram_vote redundancy_vote noise score threshold
+    kept tokens_kept reason"""
 DOCUMENT_COLUMNS = """document_id shard_id row tokens bytes weight kept tokens_kept reason problem
     source"""
 

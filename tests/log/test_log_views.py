@@ -57,7 +57,7 @@ def test_the_histogram_has_forty_bins_a_round_that_hold_every_score(built):
     ]
 
 
-Votes = list[tuple[float | None, float | None]]
+Votes = list[tuple[float | None, float | None, float | None]]
 
 
 def decide(
@@ -65,16 +65,16 @@ def decide(
 ) -> Path:
     """A log whose only round gave these scores, in which these votes are, to the first documents.
 
-    A document's votes are of n-grams and for redundancy.
+    A document's votes are of n-grams, for redundancy, and noise.
     """
     folder = log.folder / "state"
     folder.mkdir()
     count = len(scores)
     kept = [score is not None and score >= threshold for score in scores]
     nothing = [None] * count
-    ngram, redundancy = zip(*votes or [(None, None)] * count, strict=True)
+    parts = zip(*votes or [(None, None, None)] * count, strict=True)
     losses = [nothing] * 3
-    columns = (IDS[:count], [0] * count, *[[1] * count] * 3, *losses, ngram, redundancy)
+    columns = (IDS[:count], [0] * count, *[[1] * count] * 3, *losses, *parts)
     path = folder / "only.parquet"
     write(path, records.DECISION, (*columns, scores, [threshold] * count, kept, [1] * count))
     log.changes["decisions"] = [path]
@@ -109,11 +109,12 @@ def test_why_tells_rounds_and_outcome_in_words(built):
 
 
 def test_why_tells_what_voted(log):
-    votes = [(-0.25, 0.0), (-0.25, None), (None, -0.5), (None, None)]
+    votes = [(-0.25, 0.0, 1.5), (-0.25, None, None), (None, -0.5, None), (None, None, None)]
     out = decide(log, [1.0] * 4, votes=votes)
     found = [explanations(out, one)[0].split(" is above")[0] for one in IDS[:4]]
     assert found == [
-        "Round 0: score 1 (-0.25 of it from an n-gram classifier, 0 of it for redundancy)",
+        "Round 0: score 1 (-0.25 of it from an n-gram classifier, 0 of it for redundancy, 1.5 of "
+        "it noise)",
         "Round 0: score 1 (-0.25 of it from an n-gram classifier)",
         "Round 0: score 1 (-0.5 of it for redundancy)",
         "Round 0: score 1",

@@ -437,6 +437,7 @@ def test_an_ensemble_is_the_last_rounds_pair_less_two_votes(
     temperature = (2.5 * variance**0.5 / separation) ** 6
     noise = temperature * on_pool.std() * gumbel(make_key(0, "soft selection"), every.ids)
     np.testing.assert_allclose(found.score, expected + noise, rtol=1e-3, atol=1e-4)
+    assert (found.noise is None) == (temperature < 0.001)
     np.testing.assert_allclose(found.excess_loss, excess, atol=1e-6)
     np.testing.assert_array_equal(found.excess_loss, found.proxy_loss - found.reference_loss)
 
@@ -469,5 +470,6 @@ def test_a_target_that_is_like_the_pool_leaves_a_random_sample(tmp_path, seed):
     start = method.start_round(method._context.schedule.rounds)
     assert "does not stand out" in start.note
     left = concatenate(list(pool.stream(0)))
-    plain, soft = method._ensemble.scores(left, None).score, method.score(left).score
-    assert abs(np.corrcoef(plain, soft)[0, 1]) < 0.5
+    plain, soft = method._ensemble.scores(left, None).score, method.score(left)
+    assert abs(np.corrcoef(plain, soft.score)[0, 1]) < 0.5
+    np.testing.assert_allclose(soft.score - soft.noise, plain, rtol=1e-6, atol=1e-6)

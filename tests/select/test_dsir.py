@@ -160,6 +160,9 @@ def test_same_seed_same_scores_and_another_seed_another_noise_only(pool):
     np.testing.assert_array_equal(score(3, DsirConfig()), score(3, DsirConfig()))
     np.testing.assert_array_equal(score(3, BARE), score(4, BARE))
     noise = [score(seed, DsirConfig()) - score(seed, BARE) for seed in (3, 4)]
+    told = fitted(pool.context(seed=3)).score(every).noise
+    np.testing.assert_allclose(told, noise[0], rtol=1e-6, atol=1e-6)
+    assert fitted(pool.context(dsir=BARE)).score(every).noise is None
     assert np.abs(noise[0] - noise[1]).min() > 0
     assert abs(np.corrcoef(noise)[0, 1]) < 0.3
 

@@ -66,6 +66,7 @@ class Case:
                 excess,
                 None,
                 None,
+                None,
                 score,
                 0.0,
                 kept,

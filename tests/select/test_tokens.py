@@ -323,6 +323,7 @@ def test_the_last_visit_decides_and_the_weight_is_the_kept_share(tmp_path):
             0.5 + visit,
             None,
             None,
+            None,
             1.0 + visit,
             0.0,
             kept > 0,

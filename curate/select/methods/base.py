@@ -51,6 +51,8 @@ class Scores:
             there is none.
         redundancy_vote: the part of each score that is for what the proxy has learned since the
             last sync, float64 [N]; None where there is none.
+        noise: the part of each score that is a function of seed and document alone, float64 [N];
+            None where there is none, or too little to decide anything.
     """
 
     proxy_loss: Float64
@@ -61,6 +63,7 @@ class Scores:
     tokens_read: npt.NDArray[np.int64] | None = None
     ngram_vote: Float64 | None = None
     redundancy_vote: Float64 | None = None
+    noise: Float64 | None = None
 
     @classmethod
     def of(
@@ -69,11 +72,12 @@ class Scores:
         *,
         proxy_loss: Float64 | None = None,
         tokens_read: npt.NDArray[np.int64] | None = None,
+        noise: Float64 | None = None,
     ) -> Scores:
         """Scores of a method that has no reference, and maybe no proxy either."""
         unknown = np.full(len(score), np.nan)
         proxy_loss = unknown if proxy_loss is None else proxy_loss
-        return cls(proxy_loss, unknown, unknown, score, tokens_read=tokens_read)
+        return cls(proxy_loss, unknown, unknown, score, tokens_read=tokens_read, noise=noise)
 
     def with_tokens(self, token_score: Float64, block: Documents) -> Scores:
         """The same losses under scores of the block's tokens."""

@@ -43,6 +43,9 @@ from curate.train.model import LanguageModel
 
 Bool = npt.NDArray[np.bool_]
 
+_TOLD_NOISE = 0.001
+"""Spreads of the scores from which on noise is written beside each: less decides between equals."""
+
 
 class BladeMethod:
     """The method at document and at token granularity; see the module's docstring."""
@@ -185,7 +188,8 @@ class BladeMethod:
         if self._separation is None:
             return scores
         noise = self._separation.noise(self._config.seed, block.ids)
-        return dataclasses.replace(scores, score=scores.score + noise)
+        told = noise if self._separation.temperature >= _TOLD_NOISE else None
+        return dataclasses.replace(scores, score=scores.score + noise, noise=told)
 
     def _begin(self, round_index: int, lambda_: float, reference_steps: int) -> RoundStart:
         """What holds for a round once its pair is there."""

@@ -74,10 +74,11 @@ class DsirMethod:
         ngrams = self._hasher(self._context.decode(block))
         by_mean = self._dsir.score == "mean"
         score = ngrams.means(self._log_ratio) if by_mean else ngrams.sums(self._log_ratio)
-        if self._dsir.noise == "gumbel":
-            score += gumbel(self._noise_key, block.ids)
+        noise = gumbel(self._noise_key, block.ids) if self._dsir.noise == "gumbel" else None
+        if noise is not None:
+            score += noise
         self._context.on_tokens(block.num_tokens)
-        return Scores.of(score)
+        return Scores.of(score, noise=noise)
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Nothing is learned."""
