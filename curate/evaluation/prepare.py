@@ -170,7 +170,7 @@ def _read_test(settings: EvaluateSettings, run: FinishedRun, tokenizer: TextToke
 
 def _seen_targets(test: Test, run: FinishedRun, others: dict[str, FinishedRun]) -> Iterator[str]:
     """What to say where the test is a run's own target."""
-    for name, one in {"the run": run, **others}.items():
+    for name, one in [("the run", run), *others.items()]:
         seen = {shard["fingerprint"] for shard in one.folder.identity["target"]}
         if seen & set(test.fingerprints):
             yield (

@@ -60,22 +60,27 @@ _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 def connect(out: Path) -> duckdb.DuckDBPyConnection:
     """Open the log of the run in `out` for reading that log only."""
     path = log_file(out)
+    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
     try:
-        return connect_file(path)
+        return connect_file(path, spill=Path(_spill_folder().name) / name)
     except duckdb.Error as error:
         raise cannot_open(out, error) from error
 
 
-def connect_file(log: Path) -> duckdb.DuckDBPyConnection:
+def connect_file(log: Path, *, spill: Path | None = None) -> duckdb.DuckDBPyConnection:
     """Open a log read-only, unable to reach any other file or the network.
+
+    Args:
+        log: the file.
+        spill: folder for what exceeds `QUERY_MEMORY`; beside the log by default, for our own.
 
     Raises:
         duckdb.Error: it cannot be opened.
     """
-    path = str(log.absolute())
-    name = hashlib.sha256(path.encode()).hexdigest()[:16]
-    spill = {"memory_limit": QUERY_MEMORY, "temp_directory": str(Path(_spill_folder().name) / name)}
-    return duckdb.connect(path, read_only=True, config={**LOCKED, **spill})
+    limits = {"memory_limit": QUERY_MEMORY}
+    if spill is not None:
+        limits["temp_directory"] = str(spill)
+    return duckdb.connect(str(log.absolute()), read_only=True, config={**LOCKED, **limits})
 
 
 @functools.cache
