@@ -68,8 +68,8 @@ def test_an_estimate_of_a_real_run(blade: Run) -> None:
     work = Work(
         pool_bytes=sum(path.stat().st_size for path in pool.iterdir()),
         tokens=done["complete"]["pool_tokens"], documents=done["complete"]["pool_documents"],
-        vocabulary_size=300, keep=0.2, visits=2, by_token=False, model_bytes=32 * parameters,
+        vocabulary_size=300, keep=0.2, visits=2, by_token=False, model_bytes=24 * parameters,
     )  # fmt: skip
     on_disk = sum(path.stat().st_size for path in blade.out.rglob("*") if path.is_file())
-    estimate = bytes_left(work, [], {}) - 32 * parameters
+    estimate = bytes_left(work, [], {}) - 24 * parameters
     assert on_disk / 2 < estimate < 2 * on_disk

@@ -411,14 +411,20 @@ class Config(Section):
                 "the rest of the pool.",
                 f"Set blade.final to {passes}, or leave blade.round_share out.",
             )
-        drawn = self.blade.passes or 1 if self.method in ("blade", "rho1") else 0
-        visits = drawn + (self.final_pass == "rescore")
-        if self.granularity == "token" and visits > 1 and self.blade.average != "last":
+        if self.granularity == "token" and self.visits > 1 and self.blade.average != "last":
             raise InvalidInput(
                 "At token granularity the last decision about a token stands, but blade.average is "
-                f"{self.blade.average or 'uniform'} and every document is visited {visits} times.",
+                f"{self.blade.average or 'uniform'} and every document is visited {self.visits} "
+                "times.",
                 "Set blade.average to last.",
             )
+
+    @property
+    def visits(self) -> int:
+        """How often a document is decided at most: once in a pass, and in a final one."""
+        if self.method not in ("blade", "rho1"):
+            return 1
+        return (self.blade.passes or 1) + (self.final_pass != "none")
 
     @property
     def final_pass(self) -> str:

@@ -85,7 +85,7 @@ def needed_bytes(inputs: Inputs, folder: RunFolder) -> int:
         documents=documents,
         vocabulary_size=size,
         keep=config.keep,
-        visits=1 + (config.blade.passes or 1 if config.method == "blade" else 0),
+        visits=config.visits,
         by_token=config.granularity == TOKEN,
         model_bytes=4 * _MODEL_COPIES * parameters,
     )
