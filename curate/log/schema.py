@@ -147,7 +147,11 @@ DECISION = Table(
         _TOKENS,
         _BYTES,
         Column("tokens_read", "BIGINT", "Tokens of the document that its losses are means of."),
-        Column("proxy_loss", "FLOAT", "Proxy's loss, nats per token; NULL if no model scored."),
+        Column(
+            "proxy_loss",
+            "FLOAT",
+            "Loss of the proxy, or of its copy at the sync, nats per token; NULL if no model scored.",
+        ),
         Column("reference_loss", "FLOAT", "Reference's loss, nats per token; NULL without one."),
         Column("excess_loss", "FLOAT", "proxy_loss - reference_loss, nats per token."),
         Column(
