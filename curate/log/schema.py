@@ -150,7 +150,7 @@ DECISION = Table(
         Column(
             "proxy_loss",
             "FLOAT",
-            "Loss of the proxy, or of its copy at the sync, nats per token; NULL if no model scored.",
+            "Loss of the proxy, or its copy at the sync, nats per token; NULL if no model scored.",
         ),
         Column("reference_loss", "FLOAT", "Reference's loss, nats per token; NULL without one."),
         Column("excess_loss", "FLOAT", "proxy_loss - reference_loss, nats per token."),
