@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
 
+_TAKEN_AT_ONCE = 1 << 18
+"""Tokens whose places are held while documents are copied, at 24 bytes each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Documents:
@@ -56,15 +59,21 @@ class Documents:
         """The documents at `positions`, in that order."""
         lengths = self.lengths[positions]
         offsets = offsets_from_lengths(lengths)
-        starts = np.repeat(self.offsets[positions] - offsets[:-1], lengths)
-        tokens = starts + np.arange(offsets[-1])
-        return Documents(
-            self.ids[positions],
-            self.bytes[positions],
-            offsets,
-            self.input_ids[tokens],
-            None if self.counted is None else self.counted[tokens],
-        )
+        moved = self.offsets[positions] - offsets[:-1]
+        input_ids = np.empty(offsets[-1], dtype=self.input_ids.dtype)
+        counted = None if self.counted is None else np.empty(offsets[-1], dtype=bool)
+        last = 0
+        while last < len(lengths):
+            first, full = last, offsets[last] + _TAKEN_AT_ONCE
+            last = max(first + 1, int(np.searchsorted(offsets, full, side="right")) - 1)
+            to = slice(offsets[first], offsets[last])
+            places = np.arange(to.start, to.stop) + np.repeat(
+                moved[first:last], lengths[first:last]
+            )
+            input_ids[to] = self.input_ids[places]
+            if self.counted is not None and counted is not None:
+                counted[to] = self.counted[places]
+        return Documents(self.ids[positions], self.bytes[positions], offsets, input_ids, counted)
 
     def masked(self, counted: npt.NDArray[np.bool_]) -> Documents:
         """The same documents with other tokens as training labels, bool [offsets[-1]]."""
