@@ -85,7 +85,8 @@ def main() -> None:
             write_pool(options.pool, begun, size * options.megabytes * 1e6)
             begun.rename(pool)
     done = options.work / f"{options.name}.jsonl"
-    rows = read_rows(done, options.sizes)
+    asked = [f"{options.megabytes:g} MB", *arguments]
+    rows = read_rows(done, options.sizes, asked)
     for number, size in itertools.product(range(options.repeats), options.sizes):
         if number < len(rows[size]):
             continue
@@ -93,7 +94,7 @@ def main() -> None:
         row = run(pool, options.work / "out", arguments)
         rows[size].append(row)
         with done.open("a") as file:
-            file.write(json.dumps({"size": size, **row}) + "\n")
+            file.write(json.dumps({"size": size, "asked": asked, **row}) + "\n")
         print(size, row, flush=True)
     base = rows[options.sizes[0]]
     result = {
@@ -119,10 +120,10 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def read_rows(path: Path, sizes: list[int]) -> dict[int, list[dict[str, Any]]]:
-    """The finished runs by size."""
+def read_rows(path: Path, sizes: list[int], asked: list[str]) -> dict[int, list[dict[str, Any]]]:
+    """The finished runs of what was asked for, by size."""
     lines = path.read_text().splitlines() if path.exists() else []
-    every = [json.loads(line) for line in lines]
+    every = [row for row in map(json.loads, lines) if row["asked"] == asked]
     return {size: [row for row in every if row["size"] == size] for size in sizes}
 
 
