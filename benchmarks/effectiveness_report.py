@@ -260,13 +260,14 @@ def render(stage: str) -> str:
     results = Results(stage)
     if not results.records:
         return ""
-    plan, machine = results.plan, results.records[-1]["machine"]
+    plan, machines = results.plan, [record["machine"] for record in results.records]
+    facts = {key: sorted({str(one[key]) for one in machines}) for key in machines[-1]}
     parts = [
         f"## Stage {stage}\n",
         f"{len(results.records)} cells. Pool: {plan.shards} shards, documents "
         + (f"cut to {plan.cut} characters" if plan.cut else "whole")
         + f"; model {plan.model}; trained on {plan.train_share:g} of the pool's tokens. "
-        + ", ".join(f"{key} {value}" for key, value in machine.items())
+        + ", ".join(f"{key} {' and '.join(values)}" for key, values in facts.items())
         + ".\n",
     ]
     for title, section in SECTIONS.items():
