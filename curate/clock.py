@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 MODEL = "model"
-"""Forward and backward passes and optimizer steps. Everything else is what a run costs beside."""
+"""Forward and backward passes, optimizer steps with the running average of weights that belongs to
+them. Everything else is what a run costs beside."""
 TOKENIZE, PACK, READ, COUNT = "tokenize", "pack", "read", "count words"
 SELECT, WRITE, LOG, CHECKPOINT = "select", "write", "log", "checkpoint"
 OTHER = "other"

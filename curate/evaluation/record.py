@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from curate.config import config_to_tree
+from curate.errors import InvalidInput
 from curate.evaluation.plan import Plan
 from curate.evaluation.prepare import Inputs
 from curate.evaluation.runs import FinishedRun
@@ -41,12 +42,23 @@ class Results:
         self.folder = folder
 
     def find(self, facts: Mapping[str, Any]) -> list[Measure] | None:
-        """The measures recorded under these facts, or None."""
+        """The measures recorded under these facts, or None.
+
+        Raises:
+            InvalidInput: the file is not as `add` wrote it.
+        """
         path = self._path(facts)
         if not path.is_file():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return [Measure(**one) for one in found["measures"]]
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["facts"] == json.loads(json.dumps(facts)):
+                return [Measure(**one) for one in found["measures"]]
+        except (ValueError, LookupError, TypeError):
+            pass
+        raise InvalidInput(
+            f"The result {path} is damaged.", "Remove the file: the model is then trained again."
+        )
 
     def add(self, facts: Mapping[str, Any], measures: list[Measure]) -> None:
         """Record the measures of one trained model."""

@@ -206,3 +206,25 @@ def test_no_such_model(finished: Run, test_set: Path, tmp_path: Path) -> None:
     said = refused(finished.out, "--test", test_set, "--model", tmp_path)
     assert said.startswith(f"Error: There is no model {tmp_path}: ")
     assert said.endswith("To fix: Set --model to one of the presets, a model folder or a Hub id.\n")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"facts": {}, "measures": []}', '{"measures": [1]}', "\udcff"]
+)
+def test_a_damaged_result(finished: Run, tmp_path: Path, test_set: Path, content: str) -> None:
+    run = finished.copy(tmp_path / "out")
+    done = curate("evaluate", run.out, *FLAGS, "--test", test_set)
+    assert done.exit_code == 0, done.stderr
+    damaged = sorted((run.out / "evaluation" / "results").iterdir())[0]
+    damaged.write_bytes(content.encode(errors="surrogateescape"))
+    more = ["--test", test_set, "--seeds", "3"]
+    result = curate("evaluate", run.out, *FLAGS, *more)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        says(
+            f"The result {damaged} is damaged.",
+            "Remove the file: the model is then trained again.",
+        )
+    )
+    damaged.unlink()
+    assert curate("evaluate", run.out, *FLAGS, *more).exit_code == 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from curate.clock import MODEL, doing
 from curate.errors import NonFiniteLoss
 from curate.noise import make_key
 from curate.read.cache import draw_batches
@@ -137,6 +138,7 @@ class Proxy:
         self._context.on_step(record)
         self._context.on_tokens(documents.num_tokens)
 
+    @doing(MODEL)
     @torch.no_grad()
     def _update_average(self) -> None:
         """Move the average a step's worth towards the live weights."""
