@@ -1,10 +1,10 @@
-"""How well does a GPU do its work: model FLOPs utilization, and idle time of a whole run.
+"""How well does a GPU do its work: model FLOPs utilization, and a whole run's idle time and cost.
 
 Needs nothing but a CUDA device and curate: documents are random tokens, and the pool of the run is
 the text of the Python installation at hand. Without a CUDA device it says so, and measures nothing.
 
     python benchmarks/gpu.py
-    python benchmarks/gpu.py --shapes toy --device cpu      # a rehearsal, which writes no result
+    python benchmarks/gpu.py --shapes toy --model nano --megabytes 0.5 --device cpu    # a rehearsal
 
 Scoring is what a selection does: two models over the same documents. Training is optimizer steps on
 such documents. Both go through the product's own functions with document isolation: every document
@@ -13,15 +13,16 @@ for each weight of a matrix product and token, and the causal half of attention;
 many in training. Padding, overlaps and whatever is computed twice count as nothing. The peak is the
 data sheet's, dense bfloat16; of a device that is not listed, the best of large products.
 
-The idle share of a run is that in which no kernel ran, as nvidia-smi samples it.
+The idle share of a run is that in which no kernel ran, as nvidia-smi samples it; the start of
+Python and the loading of libraries come before. Its cost is that of a whole run beside plain
+training of the same proxy for an epoch of the same pool, as in overhead.py.
 
-Writes benchmarks/results/gpu.json.
+Writes benchmarks/results/gpu.json, after each part what there is; a rehearsal writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import subprocess
@@ -39,6 +40,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from machine import describe_machine
+from overhead import plain, run
 
 import curate
 from curate.config.schema import ComputeConfig, TrainConfig
@@ -171,12 +173,16 @@ def installed_text(place: Path, megabytes: float) -> None:
 
 
 @contextmanager
-def busy_samples() -> Iterator[list[float]]:
+def busy_samples(device: torch.device) -> Iterator[list[float]]:
     """Percent of the time in which a kernel ran, sampled beside the work by nvidia-smi."""
     found: list[float] = []
+    if device.type == "cpu":
+        yield found
+        return
+    name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     with tempfile.TemporaryFile("w+") as file:
-        process = subprocess.Popen([*query, "-i", "0", "-lms", "200"], stdout=file)
+        process = subprocess.Popen([*query, "-i", name, "-lms", "200"], stdout=file)
         try:
             yield found
         finally:
@@ -186,65 +192,82 @@ def busy_samples() -> Iterator[list[float]]:
             found += [float(line) for line in file if line.strip().isdigit()]
 
 
-def idle_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
-    """The device's idle share in a `curate run`, and where the run says its time went."""
+def whole_runs(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The device's idle share in a `curate run`, its cost, and where it says its time went."""
+    idle, shares, costs = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         installed_text(place, options.megabytes)
         settings = {
-            "pool": str(place / "pool"), "target": str(place / "target.parquet"),
-            "out": str(place / "out"), "model.name": options.model,
-            "compute.device": options.device,
+            "pool": str(place / "pool"), "target": str(place / "target.parquet"), "keep": 0.3,
+            "model.name": options.model, "compute.device": options.device,
             "compute.microbatch_tokens": options.microbatch_tokens,
         }  # fmt: skip
-        config = curate.load_config(flags=settings)
-        if options.device == "cpu":
-            done, samples = curate.run(config, io.StringIO()), [0.0]
-        else:
-            with busy_samples() as samples:
-                done = curate.run(config, io.StringIO())
-    total = sum(done.activity_seconds.values())
+        for _ in range(options.repeats):
+            with busy_samples(device) as samples:
+                seconds, activities = run(place / "out", settings)
+            idle.append(round(1 - statistics.fmean(samples) / 100, 4) if samples else None)
+            total = sum(activities.values())
+            shares.append({key: round(one / total, 4) for key, one in activities.items()})
+            epoch, tokens = plain(place / "out", options.device, options.model)
+            costs.append(round(seconds / epoch, 3))
+    measured = [one for one in idle if one is not None]
     return {
         "model": options.model,
-        "megabytes": options.megabytes,
-        "idle": round(1 - statistics.fmean(samples) / 100, 4),
-        "samples": len(samples),
-        "seconds": round(total, 1),
-        "share_of_time": {k: round(v / total, 4) for k, v in done.activity_seconds.items()},
-        "bar": 0.05,
+        "tokens": tokens,
+        "idle": statistics.median(measured) if measured else None,
+        "idle_each": idle,
+        "bar_idle": 0.05,
+        "times_plain": statistics.median(costs),
+        "times_plain_each": costs,
+        "bar_times_plain": 1.25,
+        "seconds_of_the_last": round(seconds, 1),
+        "share_of_time_of_each": shares,
     }
 
 
 def main() -> None:
     """Measure what the device can, and write it down."""
     parser = argparse.ArgumentParser(description="Utilization of a GPU.")
+    parser.add_argument("--parts", nargs="*", default=["shapes", "run"], choices=["shapes", "run"])
     parser.add_argument("--shapes", nargs="*", default=["125M", "350M", "1.1B"], choices=SHAPES)
     parser.add_argument("--score-tokens", type=int, default=500_000)
     parser.add_argument("--batch-tokens", type=int, default=131_072)
     parser.add_argument("--microbatch-tokens", type=int, default=16_384)
     parser.add_argument("--model", default="base", help="preset of the run")
-    parser.add_argument("--megabytes", type=float, default=30, help="text of the run's pool")
+    parser.add_argument("--megabytes", type=float, default=100, help="text of the run's pool")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():
         print("There is no CUDA device: nothing was measured.")
         sys.exit(0)
+    result: dict[str, Any] = describe_machine("torch", "transformers")
+    if "run" in options.parts:
+        curate.run  # noqa: B018 (loads every library, so that a missing one shows before any work)
     device = torch.device(options.device)
     peak, source = peak_flops(device)
-    found = {name: utilization(name, options, peak) for name in options.shapes}
-    result = {
-        **describe_machine("torch", "transformers"),
+    result |= {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "peak_flops": peak,
         "peak_from": source,
         "microbatch_tokens": options.microbatch_tokens,
         "batch_tokens": options.batch_tokens,
         "repeats": options.repeats,
-        "shapes": found,
-        "run": idle_of_a_run(options),
     }
-    print(json.dumps(result, indent=1))
+    if "shapes" in options.parts:
+        result["shapes"] = {}
+        for name in options.shapes:
+            result["shapes"][name] = utilization(name, options, peak)
+            report({name: result["shapes"][name]}, result, device)
+    if "run" in options.parts:
+        result["run"] = whole_runs(options, device)
+        report({"run": result["run"]}, result, device)
+
+
+def report(part: dict[str, Any], result: dict[str, Any], device: torch.device) -> None:
+    """Show a part, and keep all there is."""
+    print(json.dumps(part, indent=1), flush=True)
     if device.type == "cuda":
         (RESULTS / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
 

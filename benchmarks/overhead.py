@@ -56,7 +56,8 @@ def plain(out: Path, device: str, model: str) -> tuple[float, int]:
     manifest = json.loads((out / "manifest.json").read_text())["stages"]
     cache = cache_from_json(out / "state" / "tokens", manifest["tokens"])
     resolved, shape = manifest["config"], PRESETS[model]
-    compute = resolve_compute(ComputeConfig(device=device))
+    microbatch = resolved["compute"]["microbatch_tokens"]
+    compute = resolve_compute(ComputeConfig(device=device, microbatch_tokens=microbatch))
     proxy = LanguageModel(
         build_network(shape, manifest["tokenizer"]["entries"], 0, seed=0),
         window=resolved["model"]["window"],

@@ -11,6 +11,7 @@ spills to a temporary folder where it must (TMPDIR chooses the place); only a fe
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,10 +62,15 @@ def compare(outs: Sequence[StrPath], *, by: str | None = None, top: int = 10) ->
             sizes; how many documents both or only one kept; and `kept_by_first_only` and
             `kept_by_second_only`, those documents whose percentile ranks (0 to 1, 1 is the highest
             score) are furthest apart. Where both runs keep parts of documents the log does not say
-            which, and shared tokens are between `shared_tokens_at_least` and `shared_tokens`.
+            which, so `shared_tokens`, `overlap` and `jaccard` are upper bounds, and
+            `shared_tokens_at_least`, `overlap_at_least` and `jaccard_at_least` lower ones. Tokens
+            are counted as the first run counts them; the tokenizers of
+            `documents_counted_differently` count otherwise.
         shares: the `column` asked for or chosen, its number of `values`, and as `rows` the (at most
-            1,000) values with most tokens in the pool: each one's share of the pool's tokens, as
-            the first run counts them, and of the tokens each run kept. None without a column.
+            1,000) values with most tokens in the pool: each one's share of the pool's tokens, and
+            of the tokens each run kept, as the first run counts them. None without a column.
+
+    Documents are ranked by what the final selection ranked them by, standardized in their round.
 
     Raises:
         InvalidInput: fewer than two runs, no log, different pools, or no such column.
@@ -94,7 +100,9 @@ def _compare(
 ) -> dict[str, Any]:
     for log in {log.number: log for log in logs}.values():
         known = attach.has_tokens_kept(connection, log)
-        connection.execute(compare_sql.create_outcome(log, has_tokens_kept=known))
+        average = _average(connection, log)
+        outcome = compare_sql.create_outcome(log, has_tokens_kept=known, average=average)
+        connection.execute(outcome)
     runs = [_Run(log, _figures(connection, log, index)) for index, log in enumerate(logs)]
     return {
         "runs": [run.figures for run in runs],
@@ -130,6 +138,15 @@ def _grouping(
     )
 
 
+def _average(connection: duckdb.DuckDBPyConnection, log: AttachedLog) -> str:
+    """`blade.average` of a run; a log without a config that says so gives last."""
+    found = next(iter(fetch_rows(connection, compare_sql.config(log))), {})
+    try:
+        return str(json.loads(found["config"])["blade"]["average"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "last"
+
+
 def _figures(connection: duckdb.DuckDBPyConnection, log: AttachedLog, index: int) -> dict[str, Any]:
     asked: dict[str, Any] = dict.fromkeys(("run_id", "method", "granularity", "keep", "seed"))
     asked |= next(iter(fetch_rows(connection, compare_sql.settings(log))), {})
@@ -153,6 +170,8 @@ def _pair(
     ranks = fetch_rows(connection, compare_sql.rank_sums(first.log, second.log))[0]
     shared = fetch_rows(connection, compare_sql.shared(first.log, second.log))[0]
     common = shared.pop("common_tokens")
+    sizes = first.figures["kept_tokens"], shared.pop("second_kept_tokens")
+    pools = first.figures["pool_tokens"], shared.pop("second_pool_tokens")
     query = compare_sql.disagreements(first.log, second.log, grouping)
     ours = fetch_rows(connection, query, [top])
     query = compare_sql.disagreements(second.log, first.log, grouping)
@@ -163,7 +182,9 @@ def _pair(
         "documents_scored": ranks["n"],
         "spearman": spearman(ranks),
         **shared,
-        **overlaps(shared["shared_tokens"], common, first.figures, second.figures),
+        **overlaps(
+            (shared["shared_tokens_at_least"], shared["shared_tokens"]), sizes, pools, common
+        ),
         "kept_by_first_only": [_disagreement(row, "keeper", "other") for row in ours],
         "kept_by_second_only": [_disagreement(row, "other", "keeper") for row in theirs],
     }
@@ -187,25 +208,25 @@ def spearman(sums: Mapping[str, int]) -> float | None:
 
 
 def overlaps(
-    shared: int, common: int, run: Mapping[str, Any], other: Mapping[str, Any]
+    shared: tuple[int, int], sizes: tuple[int, int], pools: tuple[int, int], common: int
 ) -> dict[str, float | None]:
     """How much two selections share, and would if each were drawn at random, in shares of tokens.
 
     Args:
-        shared: tokens that both kept.
+        shared: the fewest and the most tokens that both may have kept.
+        sizes: tokens that each kept.
+        pools: tokens of each one's pool.
         common: tokens of the documents that both pools have.
-        run: `kept_tokens` and `pool_tokens` of one run.
-        other: those of the other.
     """
-    sizes = run["kept_tokens"], other["kept_tokens"]
-    pools = run["pool_tokens"] * other["pool_tokens"]
-    by_chance = sizes[0] * sizes[1] * common / pools if pools else 0.0
-    smaller = min(sizes)
+    by_chance = sizes[0] * sizes[1] * common / (pools[0] * pools[1]) if all(pools) else 0.0
+    smaller, both = min(sizes), sum(sizes)
     return {
-        "overlap": _ratio(shared, smaller),
+        "overlap": _ratio(shared[1], smaller),
+        "overlap_at_least": _ratio(shared[0], smaller),
         "random_overlap": _ratio(by_chance, smaller),
-        "jaccard": _ratio(shared, sum(sizes) - shared),
-        "random_jaccard": _ratio(by_chance, sum(sizes) - by_chance),
+        "jaccard": _ratio(shared[1], both - shared[1]),
+        "jaccard_at_least": _ratio(shared[0], both - shared[0]),
+        "random_jaccard": _ratio(by_chance, both - by_chance),
     }
 
 
@@ -237,8 +258,7 @@ def _shares(
             "share_of_pool_tokens": _ratio(row["pool_tokens"], pool_tokens),
             "kept_tokens": {run.name: row[f"kept_{n}"] for n, run in enumerate(runs)},
             "share_of_kept_tokens": {
-                run.name: _ratio(row[f"kept_{n}"], run.figures["kept_tokens"])
-                for n, run in enumerate(runs)
+                run.name: _ratio(row[f"kept_{n}"], row[f"total_{n}"]) for n, run in enumerate(runs)
             },
         }
         for row in found

@@ -3,6 +3,9 @@
 Each log becomes one temporary table `outcome_N` with a row per document; all that is said about
 runs and pairs of runs is read from these. Counts, sums and ranks are integers and scores are
 rounded to 1e-9 of a standard deviation, so the order in which threads add does not show.
+
+Runs with tokenizers of their own count the same document differently. Where two runs are set side
+by side, what the second kept of a document is counted in tokens of the first.
 """
 
 from __future__ import annotations
@@ -28,26 +31,37 @@ def outcome(log: AttachedLog) -> str:
     return f"outcome_{log.number}"
 
 
-def create_outcome(log: AttachedLog, *, has_tokens_kept: bool) -> str:
+def create_outcome(log: AttachedLog, *, has_tokens_kept: bool, average: str) -> str:
     """The statement that makes `outcome`, once per log.
 
-    `score` is the mean over the rounds that visited the document of the score standardized within
-    its round, NULL where no round did; `percentile` the share (0 to 1) of scored documents with a
-    lower score, counting half of those with the same.
+    `score` is what the final selection ranked the document by: the score standardized within its
+    round, averaged over the rounds that visited the document as the run averaged its decisions;
+    NULL where no round did. `percentile` is the share (0 to 1) of scored documents with a lower
+    score, counting half of those with the same.
+
+    Args:
+        log: the log.
+        has_tokens_kept: whether its documents say how many of their tokens were kept.
+        average: `blade.average` of its run; what is none of its values counts as last.
     """
     tokens_kept = "d.tokens_kept" if has_tokens_kept else "d.tokens"
     decision = log.table("decision")
+    visit, merit = {
+        "uniform": ("NULL", "avg(z)"),
+        "linear": ("row_number() OVER (PARTITION BY document_id ORDER BY c.round)", _LINEAR),
+    }.get(average, ("c.round", "arg_max(z, visit)"))
     return f"""
     CREATE TEMP TABLE {outcome(log)} AS
     WITH scale AS (
         SELECT round, avg(score::DOUBLE) AS mean,
             CASE WHEN min(score) < max(score) THEN stddev_pop(score::DOUBLE) END AS deviation
         FROM {decision} WHERE isfinite(score) GROUP BY round
+    ), visits AS (
+        SELECT c.document_id, {visit} AS visit,
+            coalesce((c.score::DOUBLE - s.mean) / s.deviation, 0) AS z
+        FROM {decision} AS c JOIN scale AS s ON s.round = c.round WHERE isfinite(c.score)
     ), scored AS (
-        SELECT c.document_id,
-            round(avg(coalesce((c.score::DOUBLE - s.mean) / s.deviation, 0)), 9) AS score
-        FROM {decision} AS c JOIN scale AS s ON s.round = c.round
-        WHERE isfinite(c.score) GROUP BY c.document_id
+        SELECT document_id, round({merit}, 9) AS score FROM visits GROUP BY document_id
     ), ranked AS (
         SELECT *, (rank() OVER merit + count(*) OVER merit - 1) / (2 * count(*) OVER ())
             AS percentile
@@ -60,6 +74,9 @@ def create_outcome(log: AttachedLog, *, has_tokens_kept: bool) -> str:
     """
 
 
+_LINEAR = "sum(z * visit ORDER BY visit) / sum(visit)"
+
+
 def settings(log: AttachedLog) -> str:
     """One row: what the run was asked for."""
     return f"""
@@ -67,6 +84,11 @@ def settings(log: AttachedLog) -> str:
         granularity::VARCHAR AS granularity, keep_ratio::DOUBLE AS keep, seed::BIGINT AS seed
     FROM {log.table("run")} LIMIT 1
     """
+
+
+def config(log: AttachedLog) -> str:
+    """One row: the resolved config as text."""
+    return f"SELECT config::VARCHAR AS config FROM {log.table('run')} LIMIT 1"
 
 
 def totals(log: AttachedLog) -> str:
@@ -79,21 +101,38 @@ def totals(log: AttachedLog) -> str:
 
 
 def shared(first: AttachedLog, second: AttachedLog) -> str:
-    """One row: what two runs kept in common.
+    """One row: what two runs kept in common, and the second's figures in tokens of the first.
 
     Of a document of which both kept parts, the log knows how many tokens but not which: they share
     at most the fewer of the two, and at least what does not fit side by side.
     """
-    overlapping = "a.tokens_kept + b.tokens_kept - greatest(a.tokens, b.tokens)"
     return f"""
-    SELECT coalesce(sum(least(a.tokens, b.tokens)), 0) AS common_tokens,
-        coalesce(sum(least(a.tokens_kept, b.tokens_kept)), 0) AS shared_tokens,
-        coalesce(sum(greatest(0, {overlapping})), 0) AS shared_tokens_at_least,
-        count(*) FILTER (a.kept AND b.kept) AS documents_kept_by_both,
-        count(*) FILTER (a.kept AND NOT b.kept) AS documents_kept_by_first_only,
-        count(*) FILTER (b.kept AND NOT a.kept) AS documents_kept_by_second_only
-    FROM {outcome(first)} AS a JOIN {outcome(second)} AS b USING (document_id)
+    WITH both_runs AS (
+        SELECT a.tokens AS tokens, a.kept AS kept, a.tokens_kept AS tokens_kept,
+            b.tokens AS other_tokens, b.kept AS other_kept,
+            {_in_tokens_of("a", "b")} AS other_tokens_kept
+        FROM {outcome(second)} AS b LEFT JOIN {outcome(first)} AS a USING (document_id)
+    )
+    SELECT coalesce(sum(tokens), 0) AS common_tokens,
+        coalesce(sum(coalesce(tokens, other_tokens)), 0) AS second_pool_tokens,
+        coalesce(sum(other_tokens_kept), 0) AS second_kept_tokens,
+        count(*) FILTER (tokens <> other_tokens) AS documents_counted_differently,
+        coalesce(sum(least(tokens_kept, other_tokens_kept)) FILTER (tokens IS NOT NULL), 0)
+            AS shared_tokens,
+        coalesce(sum(greatest(0, tokens_kept + other_tokens_kept - tokens))
+            FILTER (tokens IS NOT NULL), 0) AS shared_tokens_at_least,
+        count(*) FILTER (kept AND other_kept) AS documents_kept_by_both,
+        count(*) FILTER (kept AND NOT other_kept) AS documents_kept_by_first_only,
+        count(*) FILTER (other_kept AND NOT kept) AS documents_kept_by_second_only
+    FROM both_runs
     """
+
+
+def _in_tokens_of(first: str, run: str) -> str:
+    """What a run kept of a document, in tokens of the first run where that knows the document."""
+    scaled = f"round({run}.tokens_kept::DOUBLE * {first}.tokens / {run}.tokens)::BIGINT"
+    unlike = f"{first}.tokens <> {run}.tokens AND {run}.tokens > 0"
+    return f"CASE WHEN {unlike} THEN {scaled} ELSE {run}.tokens_kept END"
 
 
 def rank_sums(first: AttachedLog, second: AttachedLog) -> str:
@@ -147,17 +186,20 @@ def disagreements(keeper: AttachedLog, other: AttachedLog, grouping: Grouping | 
 def shares(logs: Sequence[AttachedLog], grouping: Grouping) -> str:
     """Tokens of the pool and of what each run kept by value of a metadata column, largest first.
 
-    No more values than a keep_rate view has; `num_values` counts them all. The pool's tokens are
-    as the first of `logs` counts them, and `kept_N` those that the N-th kept.
+    No more values than a keep_rate view has; `num_values` counts them all. Tokens are as the first
+    of `logs` counts them: the pool's, `kept_N`, which the N-th kept, and `total_N`, of all values.
     """
-    kept = ", ".join(f"coalesce(sum(o{n}.tokens_kept), 0) AS kept_{n}" for n, _ in enumerate(logs))
+    kept = ", ".join(
+        f"coalesce(sum({_in_tokens_of('o0', f'o{n}')}), 0) AS kept_{n}" for n, _ in enumerate(logs)
+    )
+    totals = ", ".join(f"sum(kept_{n}) OVER () AS total_{n}" for n, _ in enumerate(logs))
     joins = " ".join(
         f"LEFT JOIN {outcome(log)} AS o{n} ON o{n}.document_id = v.document_id"
         for n, log in enumerate(logs)
     )
     value = f"v.{quote(grouping.column)}::VARCHAR"
     return f"""
-    SELECT *, count(*) OVER () AS num_values FROM (
+    SELECT *, count(*) OVER () AS num_values, {totals} FROM (
         SELECT {value} AS value, coalesce(sum(o0.tokens), 0) AS pool_tokens, {kept}
         FROM {grouping.log.table("document")} AS v {joins} GROUP BY {value}
     ) ORDER BY pool_tokens DESC, value LIMIT {MAXIMUM_VALUES}

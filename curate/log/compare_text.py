@@ -6,7 +6,7 @@ cannot move the cursor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from curate.log.cells import cell, text_table, visible
@@ -22,8 +22,11 @@ Overlap: shared tokens / kept tokens of the smaller selection. Jaccard: shared /
 At random: the same for two independent random selections of these sizes.
 """
 _PARTS = """\
-{pair}: both keep parts of documents, and the logs do not say which. They share between {low} and
-{high} tokens; the table has the upper bound.
+{pair}: both keep parts of documents, and the logs do not say which: what they share lies between
+the two figures.
+"""
+_TOKENIZERS = """\
+{pair}: their tokenizers differ; the tokens of both are counted as {first} counts them.
 """
 
 
@@ -65,25 +68,30 @@ def _pairs(pairs: Sequence[_Row]) -> str:
             _title(pair),
             _count(pair["documents_scored"]),
             "-" if pair["spearman"] is None else f"{pair['spearman']:.3f}",
-            _count(pair["shared_tokens"]),
-            *(
-                _percent(pair[name])
-                for name in ("overlap", "random_overlap", "jaccard", "random_jaccard")
-            ),
+            _between(_count, pair["shared_tokens_at_least"], pair["shared_tokens"]),
+            _between(_percent, pair["overlap_at_least"], pair["overlap"]),
+            _percent(pair["random_overlap"]),
+            _between(_percent, pair["jaccard_at_least"], pair["jaccard"]),
+            _percent(pair["random_jaccard"]),
         )
         for pair in pairs
     ]
     notes = [
-        _PARTS.format(
-            pair=_title(pair),
-            low=_count(pair["shared_tokens_at_least"]),
-            high=_count(pair["shared_tokens"]),
-        )
+        note.format(pair=_title(pair), first=pair["first"])
         for pair in pairs
-        if pair["shared_tokens_at_least"] < pair["shared_tokens"]
+        for note, holds in (
+            (_PARTS, pair["shared_tokens_at_least"] < pair["shared_tokens"]),
+            (_TOKENIZERS, pair["documents_counted_differently"] > 0),
+        )
+        if holds
     ]
     table = text_table((*names, *shares), cells, (False, *(True,) * 7))
     return "".join([table, _LEGEND, *notes])
+
+
+def _between(write: Callable[[Any], str], low: float | None, high: float | None) -> str:
+    """A figure, or its bounds where they differ."""
+    return write(high) if low == high else f"{write(low).removesuffix(' %')} to {write(high)}"
 
 
 def _title(pair: _Row) -> str:

@@ -71,14 +71,15 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
         OutputFailed: the output cannot be written; the same call goes on when it can.
     """
     stream = stream or sys.stderr
-    inputs, folder = prepare(config)
-    complete = folder.result("complete")
-    if complete is None:
-        try:
-            complete = _go_on(inputs, folder, stream, stop or Stop())
-        except DiskFull as full:
-            left = needed_bytes(inputs, folder)
-            raise full.needing(folder.path, "run", left) from full.__cause__
+    with timing():
+        inputs, folder = prepare(config)
+        complete = folder.result("complete")
+        if complete is None:
+            try:
+                complete = _go_on(inputs, folder, stream, stop or Stop())
+            except DiskFull as full:
+                left = needed_bytes(inputs, folder)
+                raise full.needing(folder.path, "run", left) from full.__cause__
     return RunSummary(
         out=folder.path,
         stage_seconds=folder.stage_seconds(),
@@ -88,7 +89,7 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
 
 
 def _go_on(inputs: Inputs, folder: RunFolder, stream: TextIO, stop: Stop) -> dict[str, int]:
-    with locked(folder.path), writing(folder.path), Progress(stream) as progress, timing():
+    with locked(folder.path), writing(folder.path), Progress(stream) as progress:
         folder.check(inputs.config, inputs.pool, inputs.target)  # another run may have been here
         folder.create()
         return _run_stages(inputs, folder, progress, stream, stop)

@@ -150,7 +150,7 @@ def rewrite(out: Path, *statements: str) -> Path:
 
 
 def document_scores(sample: Sample) -> dict[int, float]:
-    """Mean of the standardized scores of each document that was visited."""
+    """The last of the standardized scores of each document that was visited."""
     visits: dict[int, list[float]] = {}
     for scores in sample.rounds:
         seen = {row: np.float32(s).item() for row, s in enumerate(scores) if s is not None}
@@ -158,7 +158,7 @@ def document_scores(sample: Sample) -> dict[int, float]:
         mean, deviation = np.mean(values), np.std(values) if len(set(values)) > 1 else math.inf
         for row, score in seen.items():
             visits.setdefault(row, []).append(float((score - mean) / deviation))
-    return {row: round(float(np.mean(values)), 9) + 0.0 for row, values in visits.items()}
+    return {row: round(values[-1], 9) + 0.0 for row, values in visits.items()}
 
 
 def average_ranks(values: Sequence[float]) -> np.ndarray:
@@ -197,7 +197,10 @@ def expected_overlap(first: Sample, second: Sample) -> dict[str, float | None]:
         "shared_tokens": size(a & b),
         "shared_tokens_at_least": size(a & b),
         "overlap": size(a & b) / smaller if smaller else None,
+        "overlap_at_least": size(a & b) / smaller if smaller else None,
         "jaccard": size(a & b) / size(a | b) if size(a | b) else None,
+        "jaccard_at_least": size(a & b) / size(a | b) if size(a | b) else None,
+        "documents_counted_differently": 0,
         "random_overlap": chance / smaller if smaller else None,
         "random_jaccard": chance / either if either else None,
         "documents_kept_by_both": len(a & b),

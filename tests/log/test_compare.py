@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from compare_sample import (
     FIRST,
+    RUN,
     SECOND,
     SOURCES,
     Sample,
@@ -152,10 +153,59 @@ def test_kept_parts_of_documents_are_counted_by_their_tokens(pair, tmp_path):
     assert whole["overlap"] == 45 / 70
     assert (both["shared_tokens"], both["shared_tokens_at_least"]) == (5 + 15 + 50, 5 + 15 + 40)
     assert found["shares"]["rows"][0]["kept_tokens"] == {"A": 0, "B": 50, "C": 90}
+    bounds = [both[name] for name in ("overlap_at_least", "overlap", "random_overlap")]
+    assert bounds == [60 / 115, 70 / 115, pytest.approx(125 / 200)]
+    assert (both["jaccard_at_least"], both["jaccard"]) == (60 / 180, 70 / 170)
     text = render_comparison(found)
     assert text.count("the logs do not say which") == 1
-    assert "B and C: both keep parts of documents, and the logs do not say which." in text
-    assert "They share between 60 and\n70 tokens" in text
+    assert "B and C: both keep parts of documents, and the logs do not say which: what" in text
+    line = next(line for line in text.splitlines() if line.startswith("B and C"))
+    assert "60 to 70  52.2 to 60.9 %     62.5 %  33.3 to 41.2 %     42.8 %" in line
+
+
+def test_tokenizers_that_count_differently(pair, tmp_path):
+    """Everything kept by both is the same selection, however many tokens it is."""
+    other = [11, 19, 0, 60, 40, 130]
+    everything = [True] * 6
+    rounds = [[0.5, 0.25, None, 0.125, 0.0625, -2.0]]
+    ours = Sample(kept=everything, rounds=rounds).build(tmp_path / "ours")
+    theirs = Sample(kept=everything, rounds=rounds, tokens=other).build(tmp_path / "theirs")
+    found = compare([ours, theirs], by="source")
+    [one] = found["pairs"]
+    assert one["documents_counted_differently"] == 4
+    for name in ("overlap", "jaccard", "random_overlap", "random_jaccard"):
+        assert one[name] == 1.0, name
+    assert (one["shared_tokens"], one["shared_tokens_at_least"]) == (200, 200)
+    for row in found["shares"]["rows"]:
+        assert set(row["share_of_kept_tokens"].values()) == {row["share_of_pool_tokens"]}
+    assert "A and B: their tokenizers differ; the tokens of both are counted as A counts" in (
+        render_comparison(found)
+    )
+    less = Sample(kept=SECOND.kept, rounds=rounds, tokens=other).build(tmp_path / "less")
+    there, back = (compare(outs)["pairs"][0] for outs in ([pair[0], less], [less, pair[0]]))
+    assert (there["shared_tokens"], there["overlap"]) == (20, 20 / 70)
+    assert (back["shared_tokens"], back["overlap"]) == (19, 19 / (11 + 19 + 40))
+
+
+@pytest.mark.parametrize(
+    ("average", "ahead"), [("last", True), ("uniform", False), ("linear", False)]
+)
+def test_documents_rank_as_the_run_averaged_its_decisions(tmp_path, average, ahead):
+    """0:1 is a little ahead of 0:3 in the last round and far behind in the one before.
+
+    Standardized: -1.34 and 1.34 in the first round, 0.45 and -0.45 in the last, so that weights of
+    1 and 2 leave 0:3 ahead too.
+    """
+    sample = Sample(
+        kept=[False] * 6,
+        rounds=[[None, -3.0, None, 3.0, -1.0, 1.0], [None, 1.0, None, -1.0, 3.0, -3.0]],
+        run={**RUN, "config": f'{{"blade": {{"average": "{average}"}}}}'},
+    )
+    out = sample.build(tmp_path / "a")
+    other = Sample(kept=[False, True, False, True, False, False], rounds=sample.rounds, run=RUN)
+    found = compare([other.build(tmp_path / "b"), out])["pairs"][0]
+    ranks = {one["document"]: one["second"]["percentile"] for one in found["kept_by_first_only"]}
+    assert (ranks["0:1"] > ranks["0:3"]) == ahead
 
 
 SCORES = st.lists(st.one_of(st.none(), st.integers(-3, 3).map(float)), min_size=6, max_size=6)
