@@ -66,6 +66,8 @@ def main() -> None:
     options = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(f"{options.out}/tokenizer")
+    if tokenizer.pad_token is None:  # padding is masked, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
     separator = tokenizer.bos_token_id
     separator = tokenizer.eos_token_id if separator is None else separator
     if options.model:

@@ -67,6 +67,8 @@ def main() -> None:
     options = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(f"{options.out}/tokenizer")
+    if tokenizer.pad_token is None:  # padding is masked, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
     examples = weighted_dataset(options.out, options.text_column, tokenizer, options.window)
     shape = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     trainer = WeightedTrainer(

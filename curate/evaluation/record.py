@@ -1,8 +1,9 @@
 """Results on disk: one small file a trained model, and what a finished evaluation leaves.
 
 A result's name is a hash of everything that determines it, so that an interrupted evaluation goes
-on, a wider one (more seeds, one more run to compare with) trains only what is new, and evaluations
-that share a folder share what is the same: over one pool, the random and the pool arms.
+on, a wider one (more seeds; one more run to compare with, at the same tokens) trains only what is
+new, and evaluations that share a folder share what is the same: over one pool and at the same
+tokens, the random and the pool arms.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -31,6 +31,10 @@ SETS = ("target", "general")
 Trained = Mapping[tuple[str, int], list[Measure]]
 """Measures by (arm, seed), in ascending order of budgets."""
 
+_FEW_STEPS = 10
+_LITTLE = 0.01
+"""By which tokens trained on may differ from the multiple asked for and go by its name."""
+
 _BitsBySeed = dict[str, dict[int, float]]
 
 
@@ -50,7 +54,7 @@ def make_report(inputs: Inputs, plan: Plan, trained: Trained, request: str) -> d
             for arm, multiple in bits
             if arm != CURATED and multiple == 1
         ],
-        "token_multiplier": _multiplier(bits),
+        "token_multiplier": _multiplier(plan, trained, bits),
         "cost": _cost(inputs, plan, trained),
         "warnings": [*inputs.warnings, *_warnings(plan)],
         "results": [
@@ -93,11 +97,16 @@ def _summary(
     return {
         "arm": arm,
         "multiple": multiple,
-        "tokens": round(sum(one.tokens for one in measures) / len(measures)),
-        "passes": measures[0].budget / plan.epoch_tokens(arm),
+        "tokens": round(_mean_tokens(measures)),
+        "passes": _mean_tokens(measures) / plan.epoch_tokens(arm),
         **{name: _plain(mean_interval(list(bits[name].values()))) for name in SETS},
         "seconds": sum(one.seconds for one in measures) / len(measures),
     }
+
+
+def _mean_tokens(measures: Sequence[Measure]) -> float:
+    """Tokens trained on: those asked for, and what the last batch had beyond them."""
+    return sum(one.tokens for one in measures) / len(measures)
 
 
 def _compare(
@@ -123,15 +132,27 @@ def _verdict(target: Mapping[str, Any], seeds: int) -> dict[str, str]:
     return {"words": words, "why": why}
 
 
-def _multiplier(bits: Mapping[tuple[str, float], _BitsBySeed]) -> dict[str, Any]:
-    curve = {multiple: one["target"] for (arm, multiple), one in bits.items() if arm == POOL}
-    found = token_multiplier(bits[CURATED, 1.0]["target"], curve)
+def _multiplier(
+    plan: Plan, trained: Trained, bits: Mapping[tuple[str, float], _BitsBySeed]
+) -> dict[str, Any]:
+    """Read off the tokens that were trained on: steps are whole batches, budgets need not be."""
+
+    def tokens(arm: str, multiple: float) -> float:
+        return _mean_tokens([_measure(plan, trained, arm, multiple, one) for one in plan.seeds])
+
+    curve = {}
+    for (arm, multiple), one in bits.items():
+        if arm == POOL:
+            found = tokens(POOL, multiple) / tokens(CURATED, 1.0)
+            as_asked = abs(found / multiple - 1) < _LITTLE
+            curve[multiple if as_asked else found] = one["target"]
+    multiplier = token_multiplier(bits[CURATED, 1.0]["target"], curve)
     return {
-        "words": str(found.reading),
-        "value": None if found.reading.bound else found.reading.value,
-        "low": str(found.low) if found.low else None,
-        "high": str(found.high) if found.high else None,
-        "seeds": [str(one) for one in found.seeds],
+        "words": str(multiplier.reading),
+        "value": None if multiplier.reading.bound else multiplier.reading.value,
+        "low": str(multiplier.low) if multiplier.low else None,
+        "high": str(multiplier.high) if multiplier.high else None,
+        "seeds": [str(one) for one in multiplier.seeds],
     }
 
 
@@ -187,11 +208,18 @@ def _sizes(inputs: Inputs, plan: Plan) -> dict[str, Any]:
 
 
 def _warnings(plan: Plan) -> list[str]:
-    return [
+    batch = plan.model.batch_tokens
+    steps = -(-min(plan.tokens, *plan.budgets.values()) // batch)
+    few = (
+        f"The smallest budget is {steps} steps of {batch:,} tokens, after which a loss says "
+        "little; give more --tokens or a smaller --batch-tokens."
+    )
+    seen = (
         f"{count} documents of {arm} have the very text of a test document: the test is not unseen."
         for arm, store in plan.stores.items()
         if (count := int(store.facts["in_test"]))
-    ]
+    )
+    return [*([few] if steps < _FEW_STEPS else []), *seen]
 
 
 def _plain(interval: Interval) -> dict[str, Any]:

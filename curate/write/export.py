@@ -34,7 +34,7 @@ from curate.errors import DiskFull, InvalidInput, OutputConflict
 from curate.files import StrPath, atomic_path, check_contained, sha256_file, write_text
 from curate.refusal import writing
 from curate.write.parts import part_files, part_number, row_groups
-from curate.write.repeat import BATCH_ROWS, repeated_batches, repeated_schema
+from curate.write.repeat import BATCH_ROWS, COPY_FIELD, repeated_batches, repeated_schema
 
 FORMATS = ("hf", "parquet", "jsonl")
 """What `export_dataset` can write."""
@@ -93,13 +93,13 @@ def export_dataset(
         dest: a folder that does not exist or is empty.
         materialize: turn weights into repetition, by stochastic rounding: a document of weight 1.3
             appears once or, with probability 0.3, twice. Drops `curate_weight`, adds `curate_copy`
-            (0 for the first copy).
+            (0 for the first copy), which the pool may not have.
         seed: seed of the rounding; the run's by default.
 
     Raises:
         InvalidInput: `to` is unknown, or `out` holds no finished run, or a link that leads out, or
-            dates that JSON Lines are not written with.
-        OutputConflict: `dest` is not empty.
+            values that JSON Lines are not written with, or a column of an added one's name.
+        OutputConflict: `dest` is not empty, or the current folder.
         OutputFailed: `dest` cannot be written; nothing of it is left.
     """
     out, dest = Path(out), Path(dest)
@@ -115,6 +115,11 @@ def export_dataset(
             "Export without --materialize, and train on the tokens that loss_mask marks.",
         )
     parts = [_Part(path, run_seed if materialize else None) for path in _part_paths(out)]
+    if materialize and COPY_FIELD.name in pq.read_schema(parts[0].path).names:
+        raise InvalidInput(
+            f"The pool already has a column named {COPY_FIELD.name}.",
+            "Export without --materialize, or rename that column in the pool and run again.",
+        )
     try:
         with writing(dest):
             _check_empty(dest)
@@ -178,6 +183,11 @@ def _run_seed(out: Path) -> int:
 
 
 def _check_empty(dest: Path) -> None:
+    if dest.is_dir() and dest.samefile(Path.cwd()):  # a folder in use cannot be replaced
+        raise OutputConflict(
+            f"The destination {dest} is the folder that the command runs in.",
+            "Give a new folder with --dest.",
+        )
     taken = dest.is_symlink() or (dest.exists() and not dest.is_dir())
     if taken or (dest.is_dir() and any(dest.iterdir())):
         raise OutputConflict(
@@ -260,20 +270,29 @@ def _hf_type(kind: pa.DataType) -> pa.DataType:
         return pa.list_(pa.struct(items))
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_hf_type(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_hf_type(kind.value_type)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_hf_type(kind.value_type)))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        item = kind.value_field.with_type(_hf_type(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(item, kind.list_size)
+        return pa.large_list(item) if pa.types.is_large_list(kind) else pa.list_(item)
     return kind
+
+
+_WITHOUT_JSON: dict[type[Exception], str] = {
+    OverflowError: "dates beyond the years 1 to 9999, or durations as long",
+    UnicodeDecodeError: "text that is not UTF-8",
+    pa.ArrowInvalid: "values that Python has no form for, such as times of an unknown zone",
+}
+"""What rows hold where Python values cannot be made of them."""
 
 
 def _python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
-    except OverflowError:
+    except tuple(_WITHOUT_JSON) as error:
+        held = next(words for kind, words in _WITHOUT_JSON.items() if isinstance(error, kind))
         raise InvalidInput(
-            "The kept rows hold dates beyond the years 1 to 9999, or durations as long, which --to "
-            "jsonl cannot write.",
+            f"The kept rows hold {held}, which --to jsonl cannot write.",
             "Export them with --to parquet or --to hf.",
         ) from None
     return rows

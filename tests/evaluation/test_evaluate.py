@@ -122,7 +122,11 @@ def test_the_command(run: Run, test_set: Path) -> None:
     assert [line.split()[0] for line in lines[2:6]] == ["curated", "random", "pool", "pool"]
     assert lines[6] == ""
     starts = ("curated - random: target ", "curated - pool: target ", "", "Verdict: ")
-    starts += ("Token multiplier: ", "Cost: selection ")
+    starts += (
+        "Token multiplier: ",
+        "Cost: selection ",
+        "Warning: The smallest budget is 3 steps of",
+    )
     assert all(line.startswith(start) for line, start in zip(lines[7:], starts, strict=True))
 
 
@@ -169,6 +173,21 @@ def test_the_means_are_those_of_the_results(evaluated: Evaluated) -> None:
     assert difference["target"]["mean"] == pytest.approx(values.mean())
     assert difference["target"]["low"] == pytest.approx(values.mean() - half)
     assert difference["target"]["high"] == pytest.approx(values.mean() + half)
+
+
+def test_the_multiplier_is_of_tokens_trained_on(run: Run, test_set: Path) -> None:
+    """One step of 128 tokens, whether 30, 60 or 120 are asked for, is one point of the curve."""
+    report = evaluate_small(run, test_set, tokens=30, multiples=(1.0, 2.0, 4.0))[0].report
+    assert {one["steps"] for one in report["results"]} == {1}
+    rows = {(one["arm"], one["multiple"]): one for one in report["arms"]}
+    pool, curated = rows["pool", 1.0], rows["curated", 1.0]
+    for multiple in (2.0, 4.0):
+        for name in ("tokens", "passes", "target"):
+            assert rows["pool", multiple][name] == pool[name]
+    words = report["token_multiplier"]["words"]
+    assert words.removeprefix("less than ").removeprefix("more than ") == (
+        f"{pool['tokens'] / curated['tokens']:.3g}x"
+    )
 
 
 def test_the_log_has_the_results(evaluated: Evaluated) -> None:
@@ -454,7 +473,7 @@ def test_a_test_that_was_a_target_is_told(run: Run, finished: Run, tmp_path: Pat
     other = finished.copy(tmp_path / "other").out
     target = run.inputs / "target.parquet"
     report = evaluate_small(run, target, seeds=1, against=(other,))[0].report
-    assert report["warnings"] == [
+    assert report["warnings"][:2] == [
         f"The test is the target that {name} selected for: its gain on other text of the kind is "
         "likely smaller."
         for name in ("the run", other)

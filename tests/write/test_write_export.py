@@ -150,6 +150,55 @@ def test_dates_that_json_lines_cannot_hold(tmp_path: Path, value: pa.Array, nest
         assert export_dataset(tmp_path / "out", to=to, dest=tmp_path / to).rows == 1
 
 
+def latin_1() -> pa.Array:
+    return pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 4], pa.int32()).buffers()[1], pa.py_buffer(b"caf\xe9")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        (latin_1(), "text that is not UTF-8"),
+        (
+            pa.array([0], pa.timestamp("us", "Mars/Base")),
+            "values that Python has no form for, such as times of an unknown zone",
+        ),
+    ],
+    ids=["latin-1", "zone"],
+)
+def test_values_that_json_lines_cannot_hold(tmp_path: Path, column: pa.Array, problem: str):
+    write_run_of_one(tmp_path / "out", pa.table({"x": column}))
+    with pytest.raises(InvalidInput) as caught:
+        export_dataset(tmp_path / "out", to="jsonl", dest=tmp_path / "lines")
+    assert caught.value.problem == f"The kept rows hold {problem}, which --to jsonl cannot write."
+    assert caught.value.remedy == "Export them with --to parquet or --to hf."
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for to in ("parquet", "hf"):
+        assert export_dataset(tmp_path / "out", to=to, dest=tmp_path / to).rows == 1
+
+
+def test_hf_maps_in_lists_of_a_fixed_size(tmp_path: Path):
+    kind = pa.list_(pa.map_(pa.string(), pa.int32()), 2)
+    table = pa.table({"x": pa.array([[[("a", 1)], []]], kind)})
+    write_run_of_one(tmp_path / "out", table)
+    export_dataset(tmp_path / "out", to="hf", dest=tmp_path / "hf")
+    row = datasets.load_from_disk(str(tmp_path / "hf"))[0]
+    assert row["x"] == [[{"key": "a", "value": 1}], []]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_pool_that_was_materialized_before(tmp_path: Path, to: str):
+    table = pa.table({"text": ["a"], "curate_copy": [7]})
+    write_run_of_one(tmp_path / "out", table)
+    with pytest.raises(InvalidInput) as caught:
+        export_dataset(tmp_path / "out", to=to, dest=tmp_path / "dest", materialize=True)
+    assert caught.value.problem == "The pool already has a column named curate_copy."
+    assert not (tmp_path / "dest").exists()
+    export_dataset(tmp_path / "out", to=to, dest=tmp_path / "dest")
+    assert exported_rows(tmp_path / "dest", to)[0]["curate_copy"] == 7
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_materialized_rows_repeat_by_weight(out: Path, tmp_path: Path, to: str):
     summary = export_dataset(out, to=to, dest=tmp_path / "dest", materialize=True)
@@ -191,13 +240,22 @@ def test_seed_decides_the_copies(out: Path, tmp_path: Path):
     assert files("other", 6) != files("run again", 5)
 
 
-def test_destination_may_be_an_empty_folder_only(out: Path, tmp_path: Path):
+def test_destination_may_be_an_empty_folder_only(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "empty").mkdir()
     export_dataset(out, to="jsonl", dest=tmp_path / "empty")
     with pytest.raises(OutputConflict) as error:
         export_dataset(out, to="jsonl", dest=tmp_path / "empty")
     assert error.value.problem == f"The destination {tmp_path / 'empty'} is not empty."
     assert error.value.remedy == "Give a new folder with --dest."
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for here in (Path(), tmp_path / "here"):
+        with pytest.raises(OutputConflict) as error:
+            export_dataset(out, to="jsonl", dest=here)
+        said = f"The destination {here} is the folder that the command runs in."
+        assert error.value.problem == said
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputConflict):
         export_dataset(out, to="jsonl", dest=tmp_path / "file")
