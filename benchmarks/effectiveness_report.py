@@ -288,7 +288,10 @@ the same number of tokens. Lower is better: bits per byte on the target's held-o
 the others and is repeated as often; the token multiplier compares with random text that is never
 repeated. `blade-published` is `pipelines/blade-published.yaml`: it keeps tokens, at its own ratio
 of {PUBLISHED["keep"]:g}, so it is compared at equal tokens trained on, not at equal budget.
-Text and sources are described by the pool's `source` column, which no method reads.
+Text and sources are described by the pool's `source` column, which no method reads. The default's
+settings, the weights of its votes among them, were chosen on these targets and seeds
+(`benchmarks/LOG.md`), those of the other methods are published or customary ones; read a lead
+within its interval as none.
 """
 
 

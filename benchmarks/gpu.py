@@ -39,7 +39,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from machine import describe_machine
+from machine import code_version, describe_machine
 from overhead import plain, run
 
 import curate
@@ -242,7 +242,7 @@ def main() -> None:
     if options.device != "cpu" and not torch.cuda.is_available():
         print("There is no CUDA device: nothing was measured.")
         sys.exit(0)
-    result: dict[str, Any] = describe_machine("torch", "transformers")
+    result: dict[str, Any] = {**describe_machine("torch", "transformers"), "code": code_version()}
     if "run" in options.parts:
         curate.run  # noqa: B018 (loads every library, so that a missing one shows before any work)
     device = torch.device(options.device)

@@ -12,8 +12,12 @@ then some 15 seconds of a run are still its start and the measuring of samples, 
         --megabytes 18 --sizes 1 2 4 8 --set blade.reference_steps=5
     python benchmarks/growth.py --pool POOL --target TARGET --work WORK --name memory \
         --megabytes 4 --sizes 1 10
+    python benchmarks/growth.py --pool POOL --target TARGET --work WORK --name gigabyte \
+        --megabytes 1000 --sizes 1 --repeats 1 --set blade.warmup_tokens=1000000 \
+        --set blade.round_share=0.01 --set blade.reference_steps=20      # hours, for its peak alone
 
-Finished runs are lines of WORK/NAME.jsonl and are not made again, so the benchmark runs in pieces.
+Finished runs are lines of WORK/NAME.jsonl and are not made again by the same code, so the
+benchmark runs in pieces. Peak memory is that of the largest process; curate starts no other.
 Writes benchmarks/results/growth-NAME.json.
 """
 
@@ -31,7 +35,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine
+from machine import code_version, describe_machine
 from text_pool import write_pool
 
 from curate.log.query import summary
@@ -85,7 +89,7 @@ def main() -> None:
             write_pool(options.pool, begun, size * options.megabytes * 1e6)
             begun.rename(pool)
     done = options.work / f"{options.name}.jsonl"
-    asked = [f"{options.megabytes:g} MB", *arguments]
+    asked = [f"{options.megabytes:g} MB", *arguments, f"code {code_version()}"]
     rows = read_rows(done, options.sizes, asked)
     for number, size in itertools.product(range(options.repeats), options.sizes):
         if number < len(rows[size]):
@@ -99,6 +103,7 @@ def main() -> None:
     base = rows[options.sizes[0]]
     result = {
         **describe_machine("torch", "pyarrow", "duckdb"),
+        "code": code_version(),
         "model": options.model,
         "settings": options.settings,
         "megabytes": options.megabytes,

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import describe_machine
+from machine import code_version, describe_machine
 
 from curate.log.load import build_log
 from curate.log.query import summary, why
@@ -175,6 +175,7 @@ def main() -> None:
         found["why_command_seconds"] = seconds(command("log", place, "--why", number), times)
     result = {
         **describe_machine("duckdb", "pyarrow"),
+        "code": code_version(),
         "repeats": options.repeats,
         **found,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,20 @@ def describe_machine(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("curate", *packages)},
     }
+
+
+def code_version() -> str:
+    """Git's name for the content of `curate/`, `-dirty` where files differ; empty outside git."""
+    try:
+        name = _git("rev-parse", "--short", "HEAD:curate")
+        return f"{name}-dirty" if _git("status", "--porcelain", "--", "curate") else name
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe_machine
+from machine import code_version, describe_machine
 from text_pool import write_pool
 
 import curate
@@ -110,6 +110,7 @@ def main() -> None:
         found = {name: figures(name, rows, folder / name) for name in options.runs}
     result = {
         **describe_machine("torch", "transformers"),
+        "code": code_version(),
         "device": options.device,
         "threads": torch.get_num_threads(),
         "model": options.model,

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from machine import describe_machine
+from machine import code_version, describe_machine
 from torch import Tensor, nn
 
 from curate.config.schema import ComputeConfig, TrainConfig
@@ -43,6 +43,8 @@ RESULTS = Path(__file__).parent / "results"
 BATCH_DOCUMENTS = 16
 PARTS = ("scoring", "training")
 TOKENIZER_TEXTS = 3000
+QUERY_BLOCK = 128
+"""Queries that the product multiplies at a time on a CPU (curate/train/attention.py)."""
 
 
 def read_documents(pool: Path, model: str, tokens: int) -> tuple[Documents, int, int]:
@@ -143,6 +145,7 @@ def forward_products(
         return made[shape]
 
     products: list[tuple[Callable[..., Tensor], Tensor, Tensor]] = []
+    attention_rows = QUERY_BLOCK if device.type == "cpu" else model.window
     linear = nn.functional.linear
     windows = rolling_windows(documents.lengths, model.window, model.overlap)
     batches = make_batches(
@@ -152,12 +155,17 @@ def forward_products(
     for batch in batches:
         rows, length = batch.inputs.shape
         flat, size = activations(rows * length, hidden), hidden // heads
-        query, scores = (
-            activations(rows * heads, length, size), activations(rows * heads, length, length),
-        )  # fmt: skip
+        query, blocks = activations(rows * heads, length, size), []
+        for first in range(0, length, attention_rows):  # causal: keys up to a block's end alone
+            end = min(first + attention_rows, length)
+            scores = activations(rows * heads, end - first, end)
+            blocks += [
+                (torch.bmm, query[:, first:end], query[:, :end].transpose(1, 2)),
+                (torch.bmm, scores, query[:, :end]),
+            ]
         for _ in range(config.num_hidden_layers):
             products += [(linear, flat, weights[hidden, hidden])] * 4
-            products += [(torch.bmm, query, query.transpose(1, 2)), (torch.bmm, scores, query)]
+            products += blocks
             products += [(linear, flat, weights[wide, hidden])] * 2
             products += [(linear, activations(rows * length, wide), weights[hidden, wide])]
         counted = int((batch.labels != -100).sum())
@@ -224,6 +232,7 @@ def main() -> None:
         found["training"] = train(options, documents, network, lambda: product(compute), prefix)
     result = {
         **describe_machine("torch", "transformers"),
+        "code": code_version(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "model": options.model,
