@@ -10,18 +10,21 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import date, datetime, time
+from decimal import Decimal
 
 
 def plain(value: object) -> object:
     """The value with only JSON types in it.
 
     NaN and infinities become null; dates and times ISO 8601 text; bytes hexadecimal text; decimals
-    and everything else their usual text.
+    without places integers; other decimals and everything else their usual text.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, Decimal) and value.is_finite() and value.as_tuple().exponent == 0:
+        return int(value)  # a sum of integers, which DuckDB gives 128 bits
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

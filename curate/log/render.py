@@ -51,17 +51,19 @@ def write_table(reader: pa.RecordBatchReader, stream: TextIO) -> None:
 
 def write_csv(reader: pa.RecordBatchReader, stream: TextIO) -> None:
     """Write CSV with a header; NULL is empty, bytes are hexadecimal, lists are JSON."""
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(reader.schema.names)
-    for row in _rows(reader):
-        writer.writerow([_csv_value(value) for value in row])
+    plainly = csv.writer(stream, lineterminator="\n")
+    quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in itertools.chain([reader.schema.names], _rows(reader)):
+        ready = [_csv_value(value) for value in row]
+        returns = any(isinstance(value, str) and "\r" in value for value in ready)
+        (quoted if returns else plainly).writerow(ready)  # before 3.13, \r alone is not quoted
 
 
 def write_json(reader: pa.RecordBatchReader, stream: TextIO) -> None:
     """Write an array of objects, one to a line.
 
-    Decimals, dates, times and bytes are text; NaN and infinities are null. A column name that
-    repeats gets a number.
+    Decimals with places, dates, times and bytes are text; NaN and infinities are null. A column
+    name that repeats gets a number.
     """
     names = _unique(reader.schema.names)
     separator = "[\n"

@@ -61,7 +61,11 @@ RUN = Table(
         Column("target_documents", "BIGINT", "Documents of the target."),
         Column("target_tokens", "BIGINT", "Tokens of the target."),
         Column("kept_documents", "BIGINT", "Documents in the curated dataset."),
-        Column("kept_tokens", "BIGINT", "Tokens in the curated dataset."),
+        Column(
+            "kept_tokens",
+            "BIGINT",
+            "Tokens in the curated dataset; at token granularity those that are labels.",
+        ),
         Column("model_parameters", "BIGINT", "Parameters of the proxy; the reference has as many."),
         Column("stage_seconds", "JSON", "Wall-clock seconds of each stage: {stage: seconds}."),
         Column(
@@ -127,11 +131,20 @@ ROUND = Table(
             "measured.",
         ),
         Column("train_loss", "FLOAT", "Proxy's mean training loss in the round, nats per token."),
-        Column("threshold", "FLOAT", "Cut-off of the round: lowest score kept, in score units."),
+        Column(
+            "threshold",
+            "FLOAT",
+            "Cut-off of the round, in score units: lowest score kept; where blocks had cut-offs of "
+            "their own (decision.threshold), the mean of these by tokens.",
+        ),
         Column("documents_scored", "BIGINT", "Documents the round visited."),
         Column("documents_kept", "BIGINT", "Documents the round kept."),
         Column("tokens_scored", "BIGINT", "Tokens of the documents the round visited."),
-        Column("tokens_kept", "BIGINT", "Tokens of the documents the round kept."),
+        Column(
+            "tokens_kept",
+            "BIGINT",
+            "Tokens the round kept: its documents', or at token granularity those that are labels.",
+        ),
         Column("seconds", "DOUBLE", "Wall-clock seconds the round took."),
     ),
 )
@@ -167,10 +180,14 @@ DECISION = Table(
         Column(
             "noise",
             "FLOAT",
-            "Part of the score that is seeded noise; NULL if none, or too little to decide.",
+            "Part of the score that is seeded noise; NULL if none, too little, or by token.",
         ),
         Column("score", "FLOAT", "What documents are ranked by; higher = keep."),
-        Column("threshold", "FLOAT", "Cut-off the score was held against, in score units."),
+        Column(
+            "threshold",
+            "FLOAT",
+            "Cut-off the score was held against, in score units; NULL if its block kept nothing.",
+        ),
         Column("kept", "BOOLEAN", "Whether this round kept the document."),
         Column(
             "tokens_kept",
@@ -180,17 +197,18 @@ DECISION = Table(
         Column(
             "reason",
             "VARCHAR",
-            "above_threshold (kept; by token: some of its tokens are) or below_threshold (not).",
+            "above_threshold (kept; by token: some of its tokens are) or below_threshold (not; so "
+            "too where equal scores drew for the last places, or its block kept nothing).",
         ),
     ),
 )
 
 DOCUMENT_REASONS: dict[str, str] = {
-    "selected": "kept: in the token budget by weight",
+    "selected": "kept: in the token budget by weight; by token: some of its tokens are",
     "filled": "kept: no round that decides kept it, but the best by score fill the budget",
     "over_budget": "dropped: kept in some round, but the budget went to higher weights or scores",
     "overruled": "dropped: a round kept it, but not the one that decides",
-    "never_selected": "dropped: below the cut-off in every round that visited it",
+    "never_selected": "dropped: no round that visited it kept it",
     "empty": "dropped: the document has no tokens",
     "quarantined": "dropped: the row cannot be used, see problem",
 }

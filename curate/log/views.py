@@ -20,9 +20,11 @@ _KEEP_RATE = (
     Column("documents", "BIGINT", "Pool documents with this value."),
     Column("documents_kept", "BIGINT", "Those of them in the curated dataset."),
     Column("document_keep_rate", "DOUBLE", "documents_kept / documents."),
-    Column("tokens", "HUGEINT", "Tokens of the pool documents with this value."),
+    Column("tokens", "BIGINT", "Tokens of the pool documents with this value."),
     Column(
-        "tokens_kept", "HUGEINT", "Tokens of those kept, each counted once whatever its weight."
+        "tokens_kept",
+        "BIGINT",
+        "Tokens kept of them, each counted once whatever its weight; at token granularity labels.",
     ),
     Column("token_keep_rate", "DOUBLE", "tokens_kept / tokens."),
     Column("share_of_pool_tokens", "DOUBLE", "tokens / all tokens of the pool."),
@@ -116,8 +118,8 @@ def _keep_rate(name: str) -> str:
         SELECT d.{quote(name)} AS value,
             count(*) AS documents,
             count(*) FILTER (d.kept) AS documents_kept,
-            coalesce(sum(d.tokens), 0) AS tokens,
-            coalesce(sum(d.tokens_kept), 0) AS tokens_kept
+            coalesce(sum(d.tokens), 0)::BIGINT AS tokens,
+            coalesce(sum(d.tokens_kept), 0)::BIGINT AS tokens_kept
         FROM document AS d GROUP BY d.{quote(name)}
     ), shares AS (
         SELECT *,
@@ -195,6 +197,7 @@ def _round_explanation() -> str:
         f"{comparison} || ' the cut-off ' || {_figure('r.threshold', 'r.score')}"
     )
     score = f"'score ' || {_figure('r.score')} || coalesce({vote}, '')"
+    alone = f"{score} || CASE WHEN r.kept THEN '' ELSE '; its block kept nothing' END"
     tokens = (
         f"'mean score ' || {_figure('r.score')} || '; ' || r.tokens_kept || ' of its ' || r.tokens "
         f"|| ' tokens at or above the cut-off ' || {_figure('r.threshold')}"
@@ -203,8 +206,11 @@ def _round_explanation() -> str:
     'Round ' || r.round || ': ' || CASE WHEN r.tokens_read < r.tokens
             THEN 'read ' || r.tokens_read || ' of its tokens; ' ELSE '' END
         || coalesce({excess}, {proxy}, '')
-        || coalesce(CASE WHEN {_BY_TOKEN} THEN {tokens} END, {cut_off}, {score}, 'no score')
-        || CASE WHEN r.kept THEN ': kept in this round.' ELSE ': not kept in this round.' END
+        || coalesce(CASE WHEN {_BY_TOKEN} THEN {tokens} END, {cut_off}, {alone}, 'no score')
+        || CASE WHEN r.kept THEN ': kept in this round.'
+            WHEN r.score = r.threshold AND NOT {_BY_TOKEN}
+            THEN ', where equal scores drew for the last places: not kept in this round.'
+            ELSE ': not kept in this round.' END
     """
 
 
@@ -226,7 +232,7 @@ def _final_explanation() -> str:
             || ', but not in the one that decides.'
         WHEN 'never_selected' THEN CASE WHEN o.rounds = 0
             THEN 'Dropped: no round visited it.'
-            ELSE 'Dropped: below the cut-off in every round that visited it (' || o.rounds || ').'
+            ELSE 'Dropped: no round that visited it kept it (' || o.rounds || ').'
             END
         WHEN 'empty' THEN 'Dropped: the document has no tokens.'
         WHEN 'quarantined' THEN 'Quarantined: the row cannot be used (' || o.problem || ').'
@@ -251,7 +257,8 @@ def _create_why() -> list[str]:
     SELECT {place}, NULL, NULL, NULL, NULL, NULL, NULL, o.kept, o.reason, {outcome},
         {_final_explanation()} AS explanation
     FROM (
-        SELECT d.*, {visits}) AS rounds, {visits} AND c.kept) AS rounds_kept
+        SELECT document_id, shard_id, row, tokens, bytes, weight, kept, reason, problem,
+            {visits}) AS rounds, {visits} AND c.kept) AS rounds_kept
         FROM document AS d WHERE d.document_id = id
     ) AS o
     ORDER BY round NULLS LAST

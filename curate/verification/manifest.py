@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -115,7 +116,7 @@ def read_manifest(out: Path, notes: Notes) -> Manifest | None:
         raise InvalidInput(f"There is no finished run in {out}.", _REMEDY)
     try:
         return _parse(tree)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         notes.find("manifest", "manifest.json does not say what a finished run's does.")
         return None
 
@@ -188,8 +189,8 @@ def _pool(shards: list[dict[str, Any]], tokens: dict[str, Any]) -> tuple[Input, 
 
 
 def _round(result: dict[str, Any]) -> Round:
-    return Round(
-        {name: int(result["record"][name]) for name in _ROUND_COUNTS},
-        float(result["score_mean"]),
-        float(result["score_std"]),
-    )
+    mean, deviation = float(result["score_mean"]), float(result["score_std"])
+    if not (math.isfinite(mean) and math.isfinite(deviation)):
+        raise ValueError("score")
+    counts = {name: int(result["record"][name]) for name in _ROUND_COUNTS}
+    return Round(counts, mean, deviation)

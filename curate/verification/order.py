@@ -81,7 +81,10 @@ def _open_pool(
     try:
         pool = open_corpus(place, text_column=manifest.settings["text_column"], tolerant=True)
     except InvalidInput as error:
-        problem = f"{error.problem.rstrip('.')}, so no row was held against the pool"
+        problem = error.problem.rstrip(".")
+        if source is None and "://" not in place and not Path(place).expanduser().is_absolute():
+            problem += " (the run was started in another folder, maybe)"
+        problem += ", so no row was held against the pool"
         _no_pool(problem, notes)
         return None, set()
     if len(pool.shards) != len(manifest.pool):
@@ -138,7 +141,7 @@ def _check_rows(
             )
             groups = choose_groups(parts, manifest.settings["seed"], full=full)
             rows.check(groups)
-            _tell_rows(rows, groups, parts, manifest, notes)
+            _tell_rows(rows, groups, parts, manifest, notes, every=sum(kept.values()))
     except InvalidInput as error:
         notes.find("log", error.problem)
     except duckdb.Error as error:
@@ -162,9 +165,14 @@ def _encoder(out: Path, manifest: Manifest, sound: set[str], notes: Notes) -> En
 
 
 def _tell_rows(
-    rows: RowChecks, groups: list[Group], parts: list[Part], manifest: Manifest, notes: Notes
+    rows: RowChecks,
+    groups: list[Group],
+    parts: list[Part],
+    manifest: Manifest,
+    notes: Notes,
+    *,
+    every: int,
 ) -> None:
-    every = sum(part.rows for part in parts)
     row_groups = plural(sum(len(part.group_rows) for part in parts), "row group")
 
     def sample(count: int) -> str:
@@ -174,5 +182,5 @@ def _tell_rows(
     if manifest.by_token and "tokens" not in notes.skipped:
         against = "against state/" if rows.masks_compared else "by their count"
         notes.checked["tokens"] = f"{sample(rows.rows)}, masks {against}"
-    if "source" not in notes.skipped:
+    if rows.replayed or "source" not in notes.skipped:
         notes.checked["source"] = sample(rows.replayed)

@@ -76,13 +76,14 @@ def check_parts(
             notes.find("parts", f"{name} is no part of a shard that the log keeps rows of.")
             continue
         part = _open(out, name, shards[name], manifest, notes) if name in sound else None
-        if part is None:
-            continue
-        if part.rows == kept[part.shard_id]:
+        if part is not None and part.rows == kept[part.shard_id]:
             parts.append(part)
-        else:
+            continue
+        if part is not None:
             text = f"{name} has {plural(part.rows, 'row')}, but the log keeps "
             notes.find("parts", f"{text}{kept[part.shard_id]:,} of its shard.")
+        checks = ["parts", "outcome", "source", *(["tokens"] if manifest.by_token else [])]
+        notes.skip(f"the rows of {name} were not looked at", *checks)
     rows = sum(part.rows for part in parts)
     notes.checked["parts"] = (
         f"{len(parts):,} of {plural(len(shards), 'part')}, {plural(rows, 'row')}"

@@ -38,9 +38,10 @@ _COLUMNS = """\
 | `curate_score` | float32 | Its score, in standard deviations of its round; where the decisions \
 of several rounds count, their average. Higher means keep. |
 | `curate_excess_loss` | float32 | Most of what the score is made from, in nats per token: \
-positive means that the model that knows the target has the lower loss. Null when the method uses \
-no models. |
-| `curate_round` | int32 | The last round that kept it; the last that scored it when none did. |
+positive means that the model that knows the target has the lower loss. Null when the method has \
+no reference model. |
+| `curate_round` | int32 | The last round that kept it and counts; the last that \
+scored it when none did. |
 """
 _WEIGHT = "How much the document should count. The mean over kept tokens is 1."
 _TOKEN_WEIGHT = "The share of its tokens that are labels."
@@ -173,8 +174,9 @@ def _front_matter(run: Row) -> str:
 
 
 def _summary(run: Row) -> str:
+    unit = "tokens as labels" if run["granularity"] == "token" else "tokens"
     return (
-        f"{run['kept_documents']:,} documents ({run['kept_tokens']:,} tokens), selected by "
+        f"{run['kept_documents']:,} documents ({run['kept_tokens']:,} {unit}), selected by "
         f"`curate` {markdown_text(run['curate_version'])} from a pool of "
         f"{run['pool_documents']:,} documents for a target of {run['target_documents'] or 0:,} "
         f"documents, with the method {markdown_text(run['method'])}. Each document carries a "

@@ -156,7 +156,12 @@ def _scores(connection: duckdb.DuckDBPyConnection, run: Row, rounds: list[Row]) 
         for row in rows
     ]
     by_token = run["granularity"] == "token"  # the cut-off is then that of tokens
-    threshold = None if by_token else _finite(last["threshold"])
+    cuts = query(
+        connection,
+        "SELECT DISTINCT threshold FROM decision WHERE round = ? LIMIT 2",
+        last["round"],
+    )
+    threshold = None if by_token or len(cuts) > 1 else _finite(last["threshold"])
     chart = charts.histogram(bins, threshold=threshold, x_label="score")
     kind = "mean score of their tokens" if by_token else "score"
     note = f"Documents by {kind}, higher is better. Filled: kept in this round."

@@ -148,6 +148,21 @@ def test_csv():
     }
 
 
+def test_csv_quotes_every_kind_of_line_break():
+    values = ["bo\rok", "a\r\nb", "c\nd", "plain"]
+    written = text(render.write_csv, pa.table({"head\rer": values, "n": [1, 2, 3, 4]}))
+    rows = list(csv.reader(io.StringIO(written, newline="")))
+    assert rows == [["head\rer", "n"], *([value, str(n + 1)] for n, value in enumerate(values))]
+    assert written.endswith("\nplain,4\n")
+
+
+def test_sums_of_integers_are_integers_in_json(built):
+    stream = io.StringIO()
+    sql = "SELECT sum(tokens) AS tokens, 1.50::DECIMAL(4, 2) AS price, 10::DECIMAL(4, 0) AS ten"
+    render.write_json(run_sql(built, f"{sql} FROM document"), stream)
+    assert json.loads(stream.getvalue()) == [{"tokens": 200, "price": "1.50", "ten": 10}]
+
+
 def test_parquet_holds_what_the_query_gave():
     stream = io.BytesIO()
     values = VALUES.drop_columns(["nan"])

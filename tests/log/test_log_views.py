@@ -61,16 +61,24 @@ Votes = list[tuple[float | None, float | None, float | None]]
 
 
 def decide(
-    log: Log, scores: list[float | None], threshold: float = 0.0, votes: Votes | None = None
+    log: Log,
+    scores: list[float | None],
+    threshold: float = 0.0,
+    votes: Votes | None = None,
+    lost: tuple[int, ...] = (),
 ) -> Path:
     """A log whose only round gave these scores, in which these votes are, to the first documents.
 
-    A document's votes are of n-grams, for redundancy, and noise.
+    A document's votes are of n-grams, for redundancy, and noise; `lost` are places of documents
+    that were not kept in spite of their scores.
     """
     folder = log.folder / "state"
     folder.mkdir()
     count = len(scores)
-    kept = [score is not None and score >= threshold for score in scores]
+    kept = [
+        score is not None and score >= threshold and place not in lost
+        for place, score in enumerate(scores)
+    ]
     nothing = [None] * count
     parts = zip(*votes or [(None, None, None)] * count, strict=True)
     losses = [nothing] * 3
@@ -104,7 +112,8 @@ def test_why_tells_rounds_and_outcome_in_words(built):
         "weight or score.",
     ]
     assert explanations(built, IDS[4])[1] == (
-        "Round 1: proxy loss 3.5 nats/token; score 0.25: not kept in this round."
+        "Round 1: proxy loss 3.5 nats/token; score 0.25; its block kept nothing: not kept in "
+        "this round."
     )
 
 
@@ -152,3 +161,29 @@ def test_a_metadata_column_called_id_does_not_confuse_why(log):
     log.metadata = [("id", pa.array(list(IDS[::-1])))]
     out = log.build()
     assert explanations(out, IDS[2]) == ["Dropped: the document has no tokens."]
+
+
+def test_no_metadata_column_confuses_why(log, built):
+    """Whatever `why` calls its own columns, and in whatever case."""
+    names = ["Rounds", "rounds_kept", "round", "score", "explanation", "document_kept", "c", "d"]
+    log.metadata = [(name, pa.array(["many"] * len(IDS))) for name in names]
+    out = log.build()
+    assert [explanations(out, one) for one in IDS] == [explanations(built, one) for one in IDS]
+
+
+def test_equal_scores_at_the_cut_off_and_blocks_that_kept_nothing(log):
+    out = decide(log, [0.5, 0.5, 0.25], threshold=0.5, lost=(1,))
+    assert explanations(out, IDS[0])[0] == (
+        "Round 0: score 0.5 is at the cut-off 0.5: kept in this round."
+    )
+    assert explanations(out, IDS[1])[0] == (
+        "Round 0: score 0.5 is at the cut-off 0.5, where equal scores drew for the last places: "
+        "not kept in this round."
+    )
+
+
+def test_sums_of_tokens_are_64_bit(built):
+    kinds = dict(
+        query(built, "SELECT column_name, column_type FROM (DESCRIBE keep_rate_by_source)")
+    )
+    assert (kinds["tokens"], kinds["tokens_kept"]) == ("BIGINT", "BIGINT")

@@ -15,6 +15,7 @@ from verification_helpers import (
     change_manifest,
     change_part,
     cover_up,
+    found,
     sentences,
     with_value,
 )
@@ -145,6 +146,33 @@ def test_a_changed_manifest(run: Run) -> None:
     assert sentences(run) == ["manifest.json was changed: curate lays out its text otherwise."]
     path.write_text(text.replace('"sha256"', '"sha257"'))
     assert sentences(run)[:1] == ['manifest.json has an entry "sha257" that curate does not write.']
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [('"kept_tokens": ', '"kept_tokens": 1e99'), ('"score_mean": ', '"score_mean": 1e999, "x": ')],
+)
+def test_infinite_numbers_in_a_manifest(run: Run, written: str, instead: str) -> None:
+    path = run.out / "manifest.json"
+    text = path.read_text()
+    assert written in text
+    path.write_text(text.replace(written, instead, 1))
+    assert sentences(run) == [
+        "manifest.json was changed: it does not hold its own SHA-256.",
+        "manifest.json does not say what a finished run's does.",
+    ]
+
+
+def test_rows_of_a_damaged_part_are_not_said_to_hold(run: Run) -> None:
+    part = run.parts()[part_of(run)]
+    part.write_bytes(part.read_bytes()[:-1])
+    results = {check.name: check for check in found(run).checks}
+    everything = run.sql("SELECT count(*) FROM kept")[0][0]
+    for name in ("parts", "outcome", "source"):
+        assert results[name].result == "not checked"
+        assert results[name].skipped == f"the rows of data/{part.name} were not looked at"
+    assert f" of {everything} rows" in results["outcome"].checked
+    assert not results["outcome"].checked.startswith(f"{everything} of")
 
 
 def test_settings_that_were_changed(run: Run) -> None:

@@ -42,7 +42,8 @@ class RandomMethod:
     def score(self, block: Documents) -> Scores:
         """Noise in [0, 1); no losses."""
         self._on_tokens(block.num_tokens)
-        scores = Scores.of(uniform(self._key, block.ids))
+        drawn = uniform(self._key, block.ids)
+        scores = Scores.of(drawn, noise=None if self._by_token else drawn)
         if self._by_token:
             noise = token_noise(self._key, block).astype(np.float64)
             scores = scores.with_tokens(noise * 2.0**-64, block)
