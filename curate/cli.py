@@ -1,8 +1,8 @@
 """The command line: each verb parses its flags and calls the Python function of the same name.
 
-Exit codes: 0 done, 2 bad input (nothing written), 3 too much of the pool is damaged, 4 the output
-cannot be written (the same command goes on when it can), 130 or 143 stopped by SIGINT or SIGTERM, 1
-any other failure, whether curate knows it or not, or an output that `verify` finds changed. Errors
+Exit codes: 0 done, 2 bad input (found before anything is written, where it can be), 3 too much of
+the pool is damaged, 4 the output cannot be written (the same command goes on when it can), 130 or
+143 stopped by SIGINT or SIGTERM, 1 any other failure, whether curate knows it or not, or an output that `verify` finds changed. Errors
 are two sentences on standard error: what is wrong, and what to do.
 
 Names, paths and values may come from anybody's data, so all text is printed with its control and
@@ -12,6 +12,7 @@ invisible characters escaped (`say`); CSV and JSON are exact unless they go to a
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -125,9 +126,12 @@ def _printing() -> Iterator[None]:
     """Within, a standard output that cannot be written to ends the verb, but for a closed pipe."""
     from curate.errors import OutputFailed
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which need not know every character
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the shell
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -167,7 +171,7 @@ def main() -> None:
 @click.option("--model", help="nano, tiny, small, base, or a model folder or Hub id.")
 @click.option("--seed", help="Every random choice follows from it.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
-@click.option("--text-column", help="The pool's column that holds the text.")
+@click.option("--text-column", help="The column that holds the text, by default in the target too.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
 @click.pass_obj
 def run(

@@ -24,7 +24,11 @@ class CurateError(Exception):
 
 
 class InvalidInput(CurateError):
-    """What the user gave cannot be used: a path, a column, a setting. Nothing was written."""
+    """What the user gave cannot be used: a path, a column, a setting.
+
+    Found before anything is written, but for what only the work itself shows, such as a pool
+    without tokens or a shard that changed.
+    """
 
     exit_code = 2
 

@@ -135,3 +135,28 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def local_folder(path: StrPath, flag: str) -> Path:
+    """The folder that a path names, `~` resolved; addresses, and what Arrow takes for one, are not.
+
+    Args:
+        path: what was given.
+        flag: by which flag, for the remedy.
+
+    Raises:
+        InvalidInput: it looks like an address, or names the home of nobody.
+    """
+    folder = Path(path)
+    try:
+        folder = folder.expanduser()
+    except RuntimeError:
+        raise InvalidInput(
+            f"There is no user of the name in {folder}.", f"Give another folder with {flag}."
+        ) from None
+    if folder.parts and ":" in folder.parts[0]:
+        raise InvalidInput(
+            f"The output folder {path} looks like an address, but output goes to a local disk.",
+            f"Give a local folder with {flag}; one with a colon in it by its absolute path.",
+        )
+    return folder

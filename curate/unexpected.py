@@ -61,7 +61,11 @@ def report(error: Exception, verb: str | None, arguments: Sequence[str]) -> Cura
         place = f"with the file {_write(_details(error, arguments))}, which holds the details"
     except Exception as second:
         place = f"as it stands; its details could not be written ({_named(second)})"
-    on = "; the same command goes on from the last checkpoint" if verb in _GOES_ON else ""
+    on = (
+        "; the same command goes on from the last checkpoint, if there is one"
+        if verb in _GOES_ON
+        else ""
+    )
     return CurateError(problem, f"Report it {place}{on}.")
 
 

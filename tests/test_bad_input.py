@@ -113,6 +113,36 @@ def test_a_row_of_the_target_that_is_not_text(place: Path) -> None:
 # Columns.
 
 
+def test_a_column_that_parquet_cannot_hold(place: Path) -> None:
+    """Found before any work: the dataset is written after all of it."""
+    pool = place / "objects.jsonl"
+    pool.write_text('{"text": "a b c", "meta": {"extra": {}}}\n' * 9)
+    said = refused(place, pool=pool)
+    assert said.startswith("Error: The pool has a column that Parquet cannot hold (")
+    assert "'extra'" in said
+    assert said.endswith(
+        ").\nTo fix: Leave that column out of the pool, or give its values as text.\n"
+    )
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/out", "file:///x/out", "run:1/out"])
+def test_an_output_folder_that_is_an_address(
+    place: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    assert refused(place, "--out", out) == says(
+        f"The output folder {out} looks like an address, but output goes to a local disk.",
+        "Give a local folder with --out; one with a colon in it by its absolute path.",
+    )
+
+
+def test_an_output_folder_of_nobody(place: Path) -> None:
+    assert refused(place, "--out", "~nobody-of-that-name/x") == says(
+        "There is no user of the name in ~nobody-of-that-name/x.",
+        "Give another folder with --out.",
+    )
+
+
 def test_no_such_text_column(place: Path) -> None:
     assert refused(place, "--text-column", "body") == says(
         'The pool has no column "body" (it has: text, id).',
@@ -169,10 +199,11 @@ def test_all_texts_are_empty(place: Path, role: str, texts: list[str | None]) ->
 def test_an_empty_jsonl_file(place: Path, role: str) -> None:
     shard = place / "blank.jsonl"
     shard.write_text("")
+    flag = "--text-column" if role == "pool" else "--set target_text_column=NAME"
     said = refused(place, **{role: shard})
     assert said == says(
         f'The {role} has no column "text" (it has: none).',
-        "Name the column that holds the text with --text-column.",
+        f"Name the column that holds the text with {flag}.",
     )
 
 

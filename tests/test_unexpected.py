@@ -55,7 +55,7 @@ def test_a_failure_that_nobody_foresaw(
     assert result.stderr == (
         "Error: curate met a failure it does not know (ValueError: the sky).\n"
         f"To fix: Report it with the file {details}, which holds the details; "
-        "the same command goes on from the last checkpoint.\n"
+        "the same command goes on from the last checkpoint, if there is one.\n"
     )
     text = details.read_text()
     assert text.startswith("command: curate run --pool s3://bucket/a\npython 3.")
@@ -99,7 +99,9 @@ def test_details_that_cannot_be_written(
         "Error: curate met a failure it does not know (ZeroDivisionError).\n"
         "To fix: Report it as it stands; its details could not be written (FileNotFoundError: "
     )
-    assert result.stderr.endswith("); the same command goes on from the last checkpoint.\n")
+    assert result.stderr.endswith(
+        "); the same command goes on from the last checkpoint, if there is one.\n"
+    )
     assert "Traceback" not in result.stderr
 
 

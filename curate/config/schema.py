@@ -142,7 +142,9 @@ class ComputeConfig(Section):
         "auto takes bfloat16 where the hardware multiplies it natively",
         choices=("auto", "float32", "bfloat16"),
     )
-    threads: int | None = option(None, "CPU threads; the machine's cores by default", minimum=1)
+    threads: int | None = option(
+        None, "CPU threads; the machine's cores by default", minimum=1, maximum=4096
+    )
     microbatch_tokens: int = option(
         4096,
         "padded tokens in one forward pass, half as many when training; bounds memory, changes no "
@@ -341,7 +343,9 @@ class WriteConfig(Section):
 
     section = "write"
 
-    row_group_rows: int = option(4096, "rows in one row group of a part", minimum=1)
+    row_group_rows: int = option(
+        4096, "rows in one row group of a part", minimum=1, maximum=2**31 - 1
+    )
     compression: str = option(
         "zstd", "Parquet compression", choices=("zstd", "snappy", "gzip", "none")
     )

@@ -57,7 +57,7 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
         stream: where sizes, progress and single results are printed; standard error by default.
 
     Raises:
-        InvalidInput: something the user gave cannot be used; nothing was written.
+        InvalidInput: something the user gave cannot be used.
         NonFiniteLoss: training diverged.
         OutputFailed: a result cannot be written; the same call goes on when it can.
     """

@@ -66,7 +66,7 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
         stop: asked whether the run should stop; listens to no signal by default.
 
     Raises:
-        InvalidInput: something the user gave cannot be used; nothing was written.
+        InvalidInput: something the user gave cannot be used.
         NonFiniteLoss: training diverged, at lower learning rates too.
         OutputFailed: the output cannot be written; the same call goes on when it can.
     """

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from curate.config import Config
 from curate.errors import DamagedShard, InvalidInput
+from curate.files import local_folder
 from curate.log.load import check_log_path
 from curate.log.query import LOG_NAME
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.quarantine import check_damage
 from curate.read.corpus import Corpus, display_uri, open_corpus
-from curate.read.locate import takes_in
+from curate.read.locate import short_reason, takes_in
 from curate.read.tokenizer import load_tokenizer, sound_texts, text_bytes
 from curate.records import output_columns
 from curate.select.methods import METHODS
 from curate.train.compute import Compute, resolve_compute
 from curate.train.model import ModelShape, find_shape
+from curate.write.parts import output_schema
 
 _TARGET_BYTES = 64_000_000
 """A target is read no further: about what it has as tokens."""
@@ -77,7 +79,8 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
     for corpus, flag in ((pool, "--pool"), (target, "--target")):
         _check_text(corpus, flag)
     _check_whole(target)
-    out = Path(config.out).expanduser()
+    _check_parquet(pool, config.granularity)
+    out = local_folder(config.out, "--out")
     check_log_path(out / LOG_NAME)
     for source, flag in ((config.pool, "--pool"), (config.target, "--target")):
         if any(takes_in(source, out / name) for name in _WRITTEN):
@@ -122,6 +125,18 @@ def _check_window(config: Config, shape: ModelShape) -> None:
             f"model.window_overlap is {overlap}, but must be less than the window of {window}.",
             "Set model.window_overlap to a smaller number.",
         )
+
+
+def _check_parquet(pool: Corpus, granularity: str) -> None:
+    """Begin a part of the dataset, which is written after everything else."""
+    schema = output_schema(pool.schema, output_columns(granularity))
+    try:
+        pq.ParquetWriter(pa.BufferOutputStream(), schema).close()
+    except pa.ArrowException as error:
+        raise InvalidInput(
+            f"The pool has a column that Parquet cannot hold ({short_reason(error)}).",
+            "Leave that column out of the pool, or give its values as text.",
+        ) from None
 
 
 def _check_text(corpus: Corpus, flag: str) -> None:
@@ -173,6 +188,7 @@ def _is_scalar(kind: pa.DataType) -> bool:
         kind = kind.value_type
     return bool(
         pa.types.is_string(kind)
+        or pa.types.is_string_view(kind)
         or pa.types.is_large_string(kind)
         or pa.types.is_boolean(kind)
         or pa.types.is_integer(kind)

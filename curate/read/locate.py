@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,10 +92,7 @@ def locate(source: str, role: str) -> list[Located]:
     except FileNotFoundError:
         raise missing_path(source, role) from None
     except Exception as error:  # every storage backend has exceptions of its own
-        raise InvalidInput(
-            f"The {role} path {display_uri(source)} cannot be read ({short_reason(error)}).",
-            "Check the address and your access to it.",
-        ) from None
+        raise _unreadable(source, role, error) from None
     files = [file for name in names if (file := _located(fs, name)) is not None]
     if not files:
         raise InvalidInput(
@@ -130,11 +128,13 @@ def connect(source: str, role: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of `source` and the path in it; local paths become absolute.
 
     Raises:
-        InvalidInput: the protocol is unknown, or its package is not installed.
+        InvalidInput: the protocol is unknown, its package is not installed, or there is no way to
+            the storage.
     """
     url, options = _split_s3_login(source)
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
+        path = _absolute(path) if isinstance(fs, LocalFileSystem) else str(path)
     except ImportError as error:
         extra = _EXTRAS.get(source.rsplit("::", maxsplit=1)[-1].partition("://")[0])
         remedy = f"Run: pip install 'curate[{extra}]'." if extra else f"{str(error).rstrip('.')}."
@@ -147,7 +147,16 @@ def connect(source: str, role: str) -> tuple[Any, str]:
             f"The {role} address {display_uri(source)} is not usable ({short_reason(error)}).",
             "Give a local path or a URL that fsspec knows, such as s3://bucket/folder.",
         ) from None
-    return fs, _absolute(path) if isinstance(fs, LocalFileSystem) else str(path)
+    except Exception as error:  # every storage backend has exceptions of its own
+        raise _unreadable(source, role, error) from None
+    return fs, path
+
+
+def _unreadable(source: str, role: str, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"The {role} path {display_uri(source)} cannot be read ({short_reason(error)}).",
+        "Check the address and your access to it.",
+    )
 
 
 def missing_path(source: str, role: str) -> InvalidInput:
@@ -252,15 +261,39 @@ def _names(fs: Any, path: str) -> list[str]:
         if not _GLOB.search(display_uri(path)):
             raise
         return _glob(fs, path)
-    return _visible(fs.find(path), path) if _is_folder(fs, path, info) else [path]
+    return _visible(_find(fs, path), path) if _is_folder(fs, path, info) else [path]
 
 
 def _glob(fs: Any, pattern: str) -> list[str]:
     """Files that match, and the files in the folders that match."""
     names: set[str] = set()
     for name, info in fs.glob(pattern, detail=True).items():
-        names.update(fs.find(name) if _is_folder(fs, name, info) else [name])
+        names.update(_find(fs, name) if _is_folder(fs, name, info) else [name])
     return _visible(names, _GLOB.split(pattern)[0].rpartition("/")[0])
+
+
+def _find(fs: Any, folder: str) -> list[str]:
+    """Files in a folder, at any depth, but for hidden ones on a local disk.
+
+    fsspec leaves out local folders that it may not read and those that are links. Here the first
+    are errors, and links are followed but where they lead back up.
+    """
+    if not isinstance(fs, LocalFileSystem):
+        found: list[str] = fs.find(folder)
+        return found
+    names: list[str] = []
+    waiting: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(folder),))]
+    while waiting:
+        place, above = waiting.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name[0] in "._":
+                    continue
+                if not entry.is_dir():
+                    names.append(entry.path)
+                elif (real := os.path.realpath(entry.path)) not in above:
+                    waiting.append((entry.path, (*above, real)))
+    return names
 
 
 def _is_folder(fs: Any, path: str, info: dict[str, Any]) -> bool:
@@ -280,6 +313,9 @@ def _located(fs: Any, path: str) -> Located | None:
     uri = path if isinstance(fs, LocalFileSystem) else display_uri(str(fs.unstrip_protocol(path)))
     for suffix, (kind, codec) in _FORMATS.items():
         if uri.lower().endswith(suffix):
+            if uri != uri.encode(errors="replace").decode():
+                name = ascii(uri).strip("'")
+                raise InvalidInput(f"The name of shard {name} is not UTF-8.", "Rename the file.")
             return Located(fs=fs, path=path, uri=uri, format=kind, codec=codec)
     return None
 

@@ -206,10 +206,28 @@ def _read(group: Group) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(group.part.path) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group.index]):
-                batch.validate(full=True)
+                for column in batch.columns:
+                    _as_bytes(column).validate(full=True)
                 yield batch
     except UNREADABLE as error:
         raise _DamagedPart(str(error), "Run curate again with another --out.") from None
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Strings as bytes, which need not be UTF-8: a pool's metadata keeps what it has."""
+    if isinstance(column, pa.DictionaryArray):
+        return pa.DictionaryArray.from_arrays(
+            column.indices, _as_bytes(column.dictionary), safe=False
+        )
+    kind = _BYTES.get(column.type)
+    return column if kind is None else column.view(kind)
+
+
+_BYTES = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
 
 
 class _SourceRows:

@@ -31,7 +31,14 @@ import pyarrow.parquet as pq
 
 from curate.config.load import read_yaml
 from curate.errors import DiskFull, InvalidInput, OutputConflict
-from curate.files import StrPath, atomic_path, check_contained, sha256_file, write_text
+from curate.files import (
+    StrPath,
+    atomic_path,
+    check_contained,
+    local_folder,
+    sha256_file,
+    write_text,
+)
 from curate.refusal import writing
 from curate.write.parts import part_files, part_number, row_groups
 from curate.write.repeat import BATCH_ROWS, COPY_FIELD, repeated_batches, repeated_schema
@@ -102,7 +109,7 @@ def export_dataset(
         OutputConflict: `dest` is not empty, or the current folder.
         OutputFailed: `dest` cannot be written; nothing of it is left.
     """
-    out, dest = Path(out), Path(dest)
+    out, dest = Path(out), local_folder(dest, "--dest")
     if to not in FORMATS:
         raise InvalidInput(
             f"There is no export format {to}.", f"Give one of {', '.join(FORMATS)} with --to."

@@ -1,6 +1,8 @@
+import errno
 import hashlib
 import importlib
 import importlib.util
+import os
 
 import fsspec
 import pyarrow as pa
@@ -159,7 +161,7 @@ def test_text_column_of_another_type(tmp_path):
     write(tmp_path / "a.parquet", body=[[1]])
     assert error_of(tmp_path, role="target", text_column="body") == (
         'Column "body" of the target holds list<element: int64>, not text.',
-        "Name a string column with --text-column.",
+        "Name a string column with --set target_text_column=NAME.",
     )
 
 
@@ -318,3 +320,50 @@ def test_login_in_an_s3_url_opens_but_is_never_shown(vault):
     assert "SECRET" not in repr(corpus)
     problem, _ = error_of("s3://KEY:SECRET@bucket/none")
     assert problem == "The pool path does not exist: s3://bucket/none."
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
+    write(tmp_path / "other" / "sub" / "a.parquet")
+    write(tmp_path / "pool" / "b.parquet")
+    (tmp_path / "pool" / "link").symlink_to("../other")
+    (tmp_path / "other" / "sub" / "up").symlink_to("..")
+    (tmp_path / "pool" / "itself").symlink_to(".")
+    corpus = open_corpus(str(tmp_path / "pool"))
+    assert [shard.uri.removeprefix(f"{tmp_path}/pool/") for shard in corpus.shards] == [
+        "b.parquet",
+        "link/sub/a.parquet",
+    ]
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    write(tmp_path / "a" / "a.parquet")
+    write(tmp_path / "b" / "b.parquet")
+    scandir = os.scandir
+
+    def refused(place):
+        if str(place).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert error_of(tmp_path) == (
+        f"The pool path {tmp_path} cannot be read ([Errno 13] Permission denied: '{tmp_path}/b').",
+        "Check the address and your access to it.",
+    )
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    write(tmp_path / "a.parquet").rename(tmp_path / os.fsdecode(b"b\xff.parquet"))
+    assert error_of(tmp_path) == (
+        rf"The name of shard {tmp_path}/b\udcff.parquet is not UTF-8.",
+        "Rename the file.",
+    )
+
+
+@pytest.mark.parametrize(
+    "source", ["~nobody-of-that-name/x.parquet", "zip://a.parquet::/nope.zip", "reference://x"]
+)
+def test_storage_that_fails_at_once(source):
+    problem, remedy = error_of(source)
+    assert problem.startswith(f"The pool path {source} cannot be read (")
+    assert remedy == "Check the address and your access to it."

@@ -161,6 +161,21 @@ def test_a_sample_says_its_size(tmp_path: Path) -> None:
         assert rows in line
 
 
+def test_metadata_that_is_not_utf_8_is_as_it_was(tmp_path: Path) -> None:
+    inputs = write_plain_pool(tmp_path / "in", shards=1)
+    shard = inputs / "pool" / "0.parquet"
+    table = pq.read_table(shard)
+    data = pa.array([b"ok", b"caf\xe9", b"x"] * 5, pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), len(data), data.buffers())
+    coded = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2] * 5, pa.int32()), strings.slice(0, 3))
+    table = table.append_column("s", strings).append_column("coded", coded)
+    pq.write_table(table.append_column("view", strings.cast(pa.string_view())), shard)
+    run = run_tiny(inputs, tmp_path / "out", method="random", keep=0.9)
+    assert sentences(run) == []
+    seen = {row[0] for row in run.sql("SELECT DISTINCT unnest([s, coded, view]) FROM document")}
+    assert seen == {"ok", "caf\N{REPLACEMENT CHARACTER}", "x"}
+
+
 # The pool.
 
 
