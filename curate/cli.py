@@ -2,8 +2,9 @@
 
 Exit codes: 0 done, 2 bad input (found before anything is written, where it can be), 3 too much of
 the pool is damaged, 4 the output cannot be written (the same command goes on when it can), 130 or
-143 stopped by SIGINT or SIGTERM, 1 any other failure, whether curate knows it or not, or an output that `verify` finds changed. Errors
-are two sentences on standard error: what is wrong, and what to do.
+143 stopped by SIGINT or SIGTERM, 1 any other failure, whether curate knows it or not, or an output
+that `verify` finds changed. Errors are two sentences on standard error: what is wrong, and what to
+do.
 
 Names, paths and values may come from anybody's data, so all text is printed with its control and
 invisible characters escaped (`say`); CSV and JSON are exact unless they go to a terminal (`Data`).
