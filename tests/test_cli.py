@@ -257,6 +257,19 @@ def test_log_refuses_what_is_no_query(run: Run, sql: str, problem: str) -> None:
     )
 
 
+def test_log_and_pivots(run: Run) -> None:
+    """Without values DuckDB makes a type of them first, which a read-only log does not take."""
+    result = curate("log", run.out, "--sql", "PIVOT document ON kept USING sum(tokens)")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: A PIVOT without a list of values is not a single query.\n"
+        "To fix: Name the values: PIVOT ... ON column IN (value, ...).\n"
+    )
+    pivot = "PIVOT document ON kept IN (true, false) USING sum(tokens) GROUP BY reason"
+    result = curate("log", run.out, "--sql", pivot, "--format", "csv")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "reason,true,false")
+
+
 def test_log_of_a_query_that_fails(run: Run) -> None:
     result = curate("log", run.out, "--sql", "FROM nowhere")
     assert result.exit_code == 2

@@ -235,6 +235,11 @@ def _relation(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBP
         )
     if statements[0].type not in _READING:
         kind = str(statements[0].type.name)
+        if kind.startswith("MULTI"):  # it makes a type of its own on the way
+            raise InvalidInput(
+                "A PIVOT without a list of values is not a single query.",
+                "Name the values: PIVOT ... ON column IN (value, ...).",
+            )
         raise InvalidInput(
             f"The selection log is read-only and {kind} is not a query.", _SQL_REMEDY
         )
