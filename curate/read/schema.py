@@ -82,16 +82,15 @@ def check_columns(
             raise InvalidInput(
                 f'Shard {uri} has two columns named "{name}".', "Rename or drop one of them."
             )
+    flag = "--set target_text_column=NAME" if role == "target" else "--text-column"
     if text_column not in schema.names:
-        flag = "--set target_text_column=NAME" if role == "target" else "--text-column"
         remedy = f"Name the column that holds the text with {flag}."
         raise _missing(schema, text_column, role, remedy)
     kind = schema.field(text_column).type
     if not is_text(kind):
         raise InvalidInput(
             f'Column "{text_column}" of the {role} holds {kind}, not text.',
-            "Name a string column with "
-            f"{'--set target_text_column=NAME' if role == 'target' else '--text-column'}.",
+            f"Name a string column with {flag}.",
         )
     for name in reserved:
         if name in schema.names:

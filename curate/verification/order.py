@@ -82,7 +82,7 @@ def _open_pool(
         pool = open_corpus(place, text_column=manifest.settings["text_column"], tolerant=True)
     except InvalidInput as error:
         problem = error.problem.rstrip(".")
-        if source is None and "://" not in place and not Path(place).expanduser().is_absolute():
+        if source is None and "://" not in place and not place.startswith(("/", "~")):
             problem += " (the run was started in another folder, maybe)"
         problem += ", so no row was held against the pool"
         _no_pool(problem, notes)

@@ -171,7 +171,7 @@ def test_no_metadata_column_confuses_why(log, built):
     assert [explanations(out, one) for one in IDS] == [explanations(built, one) for one in IDS]
 
 
-def test_equal_scores_at_the_cut_off_and_blocks_that_kept_nothing(log):
+def test_equal_scores_at_the_cut_off(log):
     out = decide(log, [0.5, 0.5, 0.25], threshold=0.5, lost=(1,))
     assert explanations(out, IDS[0])[0] == (
         "Round 0: score 0.5 is at the cut-off 0.5: kept in this round."
