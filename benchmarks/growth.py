@@ -17,7 +17,8 @@ then some 15 seconds of a run are still its start and the measuring of samples, 
         --set blade.round_share=0.01 --set blade.reference_steps=20      # hours, for its peak alone
 
 Finished runs are lines of WORK/NAME.jsonl and are not made again by the same code, so the
-benchmark runs in pieces. Peak memory is that of the largest process; curate starts no other.
+benchmark runs in pieces. Peak memory is that of the largest process; on a CPU, and with the default
+method, curate starts no other.
 Writes benchmarks/results/growth-NAME.json.
 """
 

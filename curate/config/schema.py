@@ -145,6 +145,13 @@ class ComputeConfig(Section):
     threads: int | None = option(
         None, "CPU threads; the machine's cores by default", minimum=1, maximum=4096
     )
+    counting_processes: int | None = option(
+        None,
+        "processes that count words for dsir, classifier and the ensemble, of some 150 MB each; by "
+        "default one a core without a model, 4 beside a GPU, else none",
+        minimum=0,
+        maximum=1024,
+    )
     microbatch_tokens: int = option(
         4096,
         "padded tokens in one forward pass, half as many when training; bounds memory, changes no "

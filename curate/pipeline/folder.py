@@ -28,7 +28,7 @@ from curate.refusal import writing
 
 FORMAT_VERSION = 1
 
-_FREE = ("max_bad_fraction", "compute.checkpoint_minutes")
+_FREE = ("max_bad_fraction", "compute.checkpoint_minutes", "compute.counting_processes")
 """Settings that no result depends on: a run goes on under others."""
 
 _COUNTS = {

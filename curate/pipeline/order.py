@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import torch
+
 from curate.clock import timing
 from curate.config import Config
 from curate.errors import DiskFull
@@ -28,6 +30,7 @@ from curate.pipeline.tokens import read_target, tokenizer_stage, tokens_stage
 from curate.read.tokenizer import TextTokenizer
 from curate.refusal import writing
 from curate.select.methods import METHODS, Context
+from curate.select.processes import CountingProcesses, usual_processes
 from curate.select.schedule import at_lower_rates, describe_run, resolve_config
 from curate.stop import Stop
 from curate.train.compute import keep_freed_memory
@@ -129,14 +132,20 @@ def _run_stages(
             on_step=rounds.on_step,
             on_tokens=rounds.on_tokens,
         )
+        device = inputs.compute.device.type if kind.has_proxy else None
+        number = config.compute.counting_processes
+        if number is None:
+            number = usual_processes(torch.get_num_threads(), device)
         if inputs.compute.device.type == "cpu":
             keep_freed_memory()
         progress.start("curate", schedule.expected_tokens, "tok")
-        rounds.run(
-            lambda rollbacks: kind(
-                dataclasses.replace(context, config=at_lower_rates(config, rollbacks))
+        with CountingProcesses(tokenizer.to_json(), number) as processes:
+            context = dataclasses.replace(context, processes=processes)
+            rounds.run(
+                lambda rollbacks: kind(
+                    dataclasses.replace(context, config=at_lower_rates(config, rollbacks))
+                )
             )
-        )
     rounds.tidy(rounds.stages()[-1])  # a kill may have come between its end and this
     selection, kept = outputs.select_stage(config, folder, cache, rounds.files())
     outputs.data_stage(inputs, folder, selection, progress)

@@ -27,6 +27,7 @@ from curate.errors import DamagedShard, InvalidInput
 from curate.files import atomic_folder
 from curate.noise import make_key, shuffled_order, uniform
 from curate.read.corpus import Corpus, Shard, bad_row
+from curate.read.decode import decode_tokens
 from curate.read.documents import Documents
 from curate.read.locate import display_uri
 from curate.read.schema import take_rows
@@ -73,7 +74,7 @@ class TextTokenizer:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the vocabulary and every rule; tokenizers that share it encode alike."""
-        return hashlib.sha256(f"{self.prefix_id} {self._backend.to_str()}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.prefix_id} {self.to_json()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
         """Token ids of each text, without special tokens.
@@ -104,12 +105,11 @@ class TextTokenizer:
     @doing(COUNT)
     def decode(self, documents: Documents) -> list[str]:
         """The text of each document; exact for byte-level tokenizers."""
-        cuts = documents.offsets[1:-1]
-        pieces = (
-            [one.tolist() for one in np.split(documents.input_ids, cuts)] if len(documents) else []
-        )
-        texts: list[str] = self._backend.decode_batch(pieces, skip_special_tokens=False)
-        return texts
+        return decode_tokens(self._backend, documents.offsets, documents.input_ids)
+
+    def to_json(self) -> str:
+        """The vocabulary and every rule."""
+        return self._backend.to_str()
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it, whole or not at all."""

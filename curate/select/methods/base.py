@@ -24,6 +24,8 @@ from curate.errors import NonFiniteLoss
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
 from curate.score.loss import mean_by_document
+from curate.select.counting import NgramCounter
+from curate.select.processes import CountingProcesses
 from curate.select.schedule import Schedule
 from curate.train.model import LanguageModel
 from curate.train.optimizer import StepRecord
@@ -128,6 +130,7 @@ class Context:
         target: tokenized target documents.
         make_model: builds the proxy as it is before any step.
         decode: the texts of documents, for methods that count words.
+        processes: what counts words beside this process; None for nothing.
         on_step: told of every optimizer step.
         on_tokens: told of tokens trained on or scored, for progress.
     """
@@ -140,6 +143,11 @@ class Context:
     decode: Callable[[Documents], list[str]]
     on_step: Callable[[StepRecord], None]
     on_tokens: Callable[[int], None] = field(default=lambda tokens: None)
+    processes: CountingProcesses | None = None
+
+    def ngram_counter(self, num_buckets: int) -> NgramCounter:
+        """What counts words into so many buckets."""
+        return NgramCounter(self.decode, num_buckets, self.processes)
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:

@@ -14,8 +14,9 @@ epochs keep that small; in a pool of a few thousand documents it touches all of 
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,9 +29,9 @@ from curate.config.schema import ClassifierConfig, Config
 from curate.errors import NonFiniteLoss
 from curate.noise import make_key, shuffled_order
 from curate.read.cache import draw_blocks
-from curate.read.documents import Documents
+from curate.read.documents import Documents, concatenate
 from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores, save_state
-from curate.select.ngrams import NgramHasher, Ngrams, concatenate_ngrams
+from curate.select.ngrams import Ngrams, concatenate_ngrams
 from curate.select.schedule import Schedule, plan_scoring
 
 _FEWEST_NEGATIVES = 2_000
@@ -46,8 +47,12 @@ class TargetOdds:
 
     def __init__(self, context: Context) -> None:
         self._context, self._config = context, context.config.classifier
-        self._hasher = NgramHasher(self._config.buckets)
-        self._values, self._bias = np.zeros(self._config.buckets), 0.0
+        self._counter = context.ngram_counter(self._config.buckets)
+        self._set(np.zeros(self._config.buckets), 0.0)
+
+    def _set(self, values: Float64, bias: float) -> None:
+        self._values, self._bias = values, bias
+        self._means = functools.partial(Ngrams.means, values=values)
 
     def train(self, target: Documents) -> None:
         """Train on documents of the target against a random sample of the pool."""
@@ -59,7 +64,7 @@ class TargetOdds:
         negatives = self._ngrams(stream, wanted)
         labels = np.repeat([1.0, 0.0], [len(positives), len(negatives)])
         examples = concatenate_ngrams([positives, negatives])
-        self._values, self._bias = fit(examples, labels, self._config, seed)
+        self._set(*fit(examples, labels, self._config, seed))
 
     def check(self) -> None:
         """No log-odds, a mean of values plus the bias, may leave the range of float32.
@@ -76,7 +81,12 @@ class TargetOdds:
 
     def of(self, block: Documents) -> Float64:
         """Log-odds of each document, nats, at equal shares of both classes, [N]."""
-        return self._hasher(self._context.decode(block)).means(self._values) + self._bias
+        return self.begin(block)()
+
+    def begin(self, block: Documents) -> Callable[[], Float64]:
+        """`of`, counted in the background where it can be; returns what waits for it."""
+        counted = self._counter.begin(block, self._means)
+        return lambda: np.concatenate(counted()) + self._bias
 
     def state_dict(self) -> dict[str, Any]:
         """The trained numbers, readable with `weights_only`."""
@@ -84,14 +94,14 @@ class TargetOdds:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self._values, self._bias = state["values"].cpu().numpy(), state["bias"]
+        self._set(state["values"].cpu().numpy(), state["bias"])
 
     def _ngrams(self, stream: Iterator[Documents], wanted: int) -> Ngrams:
         """The n-grams of the first `wanted` documents of a stream."""
-        parts = [self._hasher([])]
+        parts = [self._counter(concatenate([]))]
         for block in draw_blocks(stream, _BLOCK_TOKENS):
             first = block.take(np.arange(min(wanted, len(block))))
-            parts.append(self._hasher(self._context.decode(first)))
+            parts.append(self._counter(first))
             wanted -= len(first)
             if wanted == 0:
                 break

@@ -11,6 +11,7 @@ nat, where the noise decides nearly everything: it is meant to go without.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +25,7 @@ from curate.noise import gumbel, make_key
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents, Int64
 from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores, save_state
-from curate.select.ngrams import NgramHasher
+from curate.select.ngrams import Ngrams
 from curate.select.schedule import Schedule, plan_scoring
 
 _SMOOTHING = 1e-8
@@ -39,11 +40,15 @@ class DsirMethod:
 
     def __init__(self, context: Context) -> None:
         self._context, self._dsir = context, context.config.dsir
-        self._hasher = NgramHasher(self._dsir.buckets)
+        self._counter = context.ngram_counter(self._dsir.buckets)
         self._noise_key = make_key(context.config.seed, "dsir noise")
-        self._target_counts = np.zeros(self._dsir.buckets, dtype=np.int64)
-        self._pool_counts = np.zeros(self._dsir.buckets, dtype=np.int64)
-        self._log_ratio = np.zeros(self._dsir.buckets)
+        nothing = np.zeros(self._dsir.buckets, dtype=np.int64)
+        self._set_counts(nothing, nothing)
+
+    def _set_counts(self, target: Int64, pool: Int64) -> None:
+        self._target_counts, self._pool_counts = target, pool
+        reduce = Ngrams.means if self._dsir.score == "mean" else Ngrams.sums
+        self._weigh = functools.partial(reduce, values=log_ratio(target, pool))
 
     @staticmethod
     def plan(config: Config, pool_tokens: int) -> Schedule:
@@ -61,9 +66,7 @@ class DsirMethod:
         pool = draw_blocks(
             self._context.cache.stream(self._context.config.seed, "dsir"), _BLOCK_TOKENS
         )
-        self._target_counts = self._count(target)
-        self._pool_counts = self._count(self._told(pool))
-        self._log_ratio = log_ratio(self._target_counts, self._pool_counts)
+        self._set_counts(self._count(target), self._count(self._told(pool)))
 
     def start_round(self, round_index: int) -> RoundStart:
         """There is nothing to bring in step."""
@@ -71,9 +74,7 @@ class DsirMethod:
 
     def score(self, block: Documents) -> Scores:
         """Log importance weight, nats, or its mean per n-gram, plus noise; no losses."""
-        ngrams = self._hasher(self._context.decode(block))
-        by_mean = self._dsir.score == "mean"
-        score = ngrams.means(self._log_ratio) if by_mean else ngrams.sums(self._log_ratio)
+        score = np.concatenate(self._counter.begin(block, self._weigh)())
         noise = gumbel(self._noise_key, block.ids) if self._dsir.noise == "gumbel" else None
         if noise is not None:
             score += noise
@@ -94,13 +95,12 @@ class DsirMethod:
     def load(self, path: Path) -> None:
         """Inverse of `save`."""
         counts = torch.load(path, map_location="cpu", weights_only=True)
-        self._target_counts, self._pool_counts = counts["target"].numpy(), counts["pool"].numpy()
-        self._log_ratio = log_ratio(self._target_counts, self._pool_counts)
+        self._set_counts(counts["target"].numpy(), counts["pool"].numpy())
 
     def _count(self, blocks: Iterator[Documents]) -> Int64:
         counts = np.zeros(self._dsir.buckets, dtype=np.int64)
         for block in blocks:
-            counts += self._hasher(self._context.decode(block)).counts(self._dsir.buckets)
+            counts += self._counter(block).counts(self._dsir.buckets)
         return counts
 
     def _told(self, blocks: Iterator[Documents]) -> Iterator[Documents]:

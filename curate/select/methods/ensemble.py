@@ -14,7 +14,7 @@ a sample of the pool, so that none outvotes another by having moved further (ben
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,14 @@ class NgramVote:
     mean: float
     spread: float
 
-    def of(self, documents: Documents) -> Float64:
-        """What is added to the score of each document, [N]."""
-        spreads = (self.odds.of(documents) - self.mean) / self.spread
-        return self.weight * np.minimum(spreads - NGRAM_CAP, 0.0)
+    def begin(self, documents: Documents) -> Callable[[], Float64]:
+        """Have documents counted; returns what waits for what is added to their scores, [N]."""
+        odds = self.odds.begin(documents)
+
+        def wait() -> Float64:
+            return self.weight * np.minimum((odds() - self.mean) / self.spread - NGRAM_CAP, 0.0)
+
+        return wait
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned and measured, readable with `weights_only`."""
@@ -140,16 +144,18 @@ class Ensemble:
             documents: the documents.
             most: tokens read of a document by the models; None for all.
         """
+        voting = self.ngram.begin(documents) if self.ngram else None
         control = document_losses(self.control, documents, most)
         reference = document_losses(self.reference, documents, most)
         excess = excess_loss(control, reference)
         score = per_byte(excess, documents) / self.spread
         ngram = redundancy = None
-        if self.ngram is not None:
-            ngram = self.ngram.of(documents)
-            score += ngram
         if self.redundancy is not None:
             redundancy = self.redundancy.of(documents, control, most)
+        if voting is not None:
+            ngram = voting()
+            score += ngram
+        if redundancy is not None:
             score += redundancy
         return Scores(
             control,
