@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=["125M", "350M", "1.1B"], choices=SHAPES)
     parser.add_argument("--score-tokens", type=int, default=500_000)
     parser.add_argument("--batch-tokens", type=int, default=131_072)
-    parser.add_argument("--microbatch-tokens", type=int, default=16_384)
+    parser.add_argument("--microbatch-tokens", type=int, help="the product's default if not given")
     parser.add_argument("--model", default="base", help="preset of the run")
     parser.add_argument("--megabytes", type=float, default=100, help="text of the run's pool")
     parser.add_argument("--repeats", type=int, default=3)
@@ -251,7 +251,9 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "peak_flops": peak,
         "peak_from": source,
-        "microbatch_tokens": options.microbatch_tokens,
+        "microbatch_tokens": resolve_compute(
+            ComputeConfig(device=options.device, microbatch_tokens=options.microbatch_tokens)
+        ).microbatch_tokens,
         "batch_tokens": options.batch_tokens,
         "repeats": options.repeats,
     }

@@ -35,14 +35,15 @@ def document_losses(model: LanguageModel, documents: Documents, most: int | None
         most: tokens predicted of a document; longer ones are sampled. None for all.
     """
     windows = _windows(model, documents, most)
-    summed = np.zeros(len(documents))
+    device = model.compute.device
+    summed = torch.zeros(len(documents), dtype=torch.float64, device=device)
     for batch in _batches(model, documents, windows):
         losses, rows = model.token_losses(batch)
-        per_row = torch.zeros(len(batch.windows), dtype=torch.float64, device=losses.device)
+        per_row = torch.zeros(len(batch.windows), dtype=torch.float64, device=device)
         per_row.index_add_(0, rows, losses.double())
-        np.add.at(summed, windows.document[batch.windows], per_row.cpu().numpy())
+        summed.index_add_(0, model.compute.send(windows.document[batch.windows]), per_row)
     counts = np.bincount(windows.document, windows.stop - windows.scored, minlength=len(documents))
-    return _per_token(summed, counts)
+    return _per_token(summed.cpu().numpy(), counts)  # the one place that waits for the device
 
 
 def tokens_read(
@@ -68,7 +69,7 @@ def token_losses(model: LanguageModel, documents: Documents) -> torch.Tensor:
         losses.append(model.token_losses(batch)[0])
         places.append(_token_places(batch, windows, documents))
     order = np.argsort(np.concatenate(places))
-    return torch.cat(losses)[torch.from_numpy(order).to(model.compute.device)]
+    return torch.cat(losses)[model.compute.send(order)]
 
 
 def mean_by_document(token_values: Float64, documents: Documents) -> Float64:

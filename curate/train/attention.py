@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 BLOCKED = "curate_blocked"
 """What a model's config calls it."""
@@ -69,6 +68,9 @@ def _attend(  # noqa: PLR0917 (as transformers calls it)
 
 
 def register_blocked() -> None:
-    """Make it known to transformers under its name."""
+    """Make it known to transformers under its name.
+
+    No mask is registered for it: to find out that none is needed, one would be looked for in every
+    batch's positions, which on a GPU waits for all that is under way.
+    """
     AttentionInterface.register(BLOCKED, _attend)
-    AttentionMaskInterface.register(BLOCKED, sdpa_mask)

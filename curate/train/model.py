@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -28,9 +29,10 @@ from curate.train.attention import BLOCKED, register_blocked
 from curate.train.compute import Compute
 from curate.train.head import head_losses
 
-_HELD_LOGITS = 1 << 26
-"""Logits whose errors are kept for the gradient; with more, they are made again. 128 MiB in
-bfloat16."""
+_LOGITS_AT_ONCE = 1 << 26
+"""128 MiB in bfloat16."""
+_HELD_PIECES = {"cpu": 1, "cuda": 8}
+"""Times as many logits whose errors are kept for the gradient; with more, they are made again."""
 _HEAD_MULTIPLE = 128
 """The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
@@ -236,12 +238,11 @@ class LanguageModel:
             losses: float32 [M], nats, row by row of the batch.
             rows: int64 [M], the batch row each belongs to.
         """
-        device = self.compute.device
-        inputs = torch.from_numpy(batch.inputs).to(device)
-        labels = torch.from_numpy(batch.labels).to(device).flatten()
-        counted = (labels != -100).nonzero()[:, 0]
+        labels = batch.labels.ravel()
+        places = np.flatnonzero(labels != -100)  # here: a device would have to be waited for
+        inputs, counted, targets = map(self.compute.send, (batch.inputs, places, labels[places]))
         with self.compute.autocast():
-            losses = list(self._chunk_losses(inputs, counted, labels[counted]))
+            losses = list(self._chunk_losses(inputs, counted, targets))
         return torch.cat(losses), counted // inputs.shape[1]
 
     def _chunk_losses(self, inputs: Tensor, counted: Tensor, targets: Tensor) -> Iterator[Tensor]:
@@ -252,8 +253,9 @@ class LanguageModel:
             return
         decoder, head = _parts(self.network)
         hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-        rows = max(_HEAD_MULTIPLE, _HELD_LOGITS // head.weight.shape[0])
-        many = torch.is_grad_enabled() and len(targets) > rows
+        rows = max(_HEAD_MULTIPLE, _LOGITS_AT_ONCE // head.weight.shape[0])
+        held = rows * _HELD_PIECES.get(inputs.device.type, 1)
+        many = torch.is_grad_enabled() and len(targets) > held
         pieces = zip(torch.split(counted, rows), torch.split(targets, rows), strict=True)
         for positions, target in pieces:
             padding = (0, -len(positions) % _HEAD_MULTIPLE)

@@ -146,7 +146,7 @@ class Optimizer:
             return 0.0
         model = self.model
         windows = rolling_windows(term.documents.lengths, model.window, model.overlap)
-        summed = 0.0
+        losses_of_batches = []
         for batch in make_batches(
             term.documents,
             windows,
@@ -156,8 +156,8 @@ class Optimizer:
             losses, _ = model.token_losses(batch)
             loss = losses.sum() * (term.weight / total)
             loss.backward()  # type: ignore[no-untyped-call]
-            summed += float(loss.detach())
-        return summed
+            losses_of_batches.append(loss.detach())
+        return sum(map(float, losses_of_batches), 0.0)  # last, since it waits for the device
 
     def state_dict(self) -> dict[str, object]:
         """Moments and step counter, for a checkpoint."""

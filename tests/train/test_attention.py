@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tiny_models import PREFIX, make_documents, one_thread  # noqa: F401
+from transformers import masking_utils
 
 from curate.score.loss import document_losses
 from curate.train import attention as attention_module
@@ -62,3 +63,9 @@ def test_models_in_low_precision_attend_in_blocks(monkeypatch):
     theirs = document_losses(model(torch.bfloat16, "sdpa"), DOCUMENTS)
     assert abs(ours - exact).max() < 0.05
     assert abs(ours - exact).mean() < 2 * abs(theirs - exact).mean() + 1e-3
+
+
+def test_no_mask_is_looked_for(monkeypatch):
+    """To see that a batch needs none, transformers would wait for a GPU."""
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", None)
+    document_losses(model(torch.float32, BLOCKED), DOCUMENTS)
