@@ -15,6 +15,7 @@ and fill its cache in the home folder.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
@@ -39,6 +40,7 @@ from curate.files import (
     sha256_file,
     write_text,
 )
+from curate.read.locate import short_reason
 from curate.refusal import writing
 from curate.write.parts import part_files, part_number, row_groups
 from curate.write.repeat import BATCH_ROWS, COPY_FIELD, repeated_batches, repeated_schema
@@ -68,22 +70,35 @@ class _Part:
 
     @property
     def schema(self) -> pa.Schema:
-        schema = pq.read_schema(self.path)
+        schema = self.metadata().schema.to_arrow_schema()
         return schema if self.seed is None else repeated_schema(schema)
 
-    def documents(self) -> int:
-        return int(pq.read_metadata(self.path).num_rows)
+    def metadata(self) -> pq.FileMetaData:
+        with self._reading():
+            return pq.read_metadata(self.path)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        if self.seed is not None:
-            yield from repeated_batches(self.path, part_number(self.path), self.seed)
-            return
-        with pq.ParquetFile(self.path) as file:
-            yield from file.iter_batches(batch_size=BATCH_ROWS)
+        with self._reading():  # what is done with the batches is not done in here
+            if self.seed is not None:
+                yield from repeated_batches(self.path, part_number(self.path), self.seed)
+                return
+            with pq.ParquetFile(self.path) as file:
+                yield from file.iter_batches(batch_size=BATCH_ROWS)
 
     def tables(self) -> Iterator[pa.Table]:
         """The same rows in pieces of even size, however few rows a pass takes from a batch."""
         return row_groups(self.batches(), self.schema, _ROW_GROUP_ROWS)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInput(
+                f"The part {self.path} cannot be read ({short_reason(error)}).",
+                "See what else is damaged with curate verify; curate run with a new --out makes "
+                "the output again.",
+            ) from error
 
 
 def export_dataset(
@@ -122,7 +137,7 @@ def export_dataset(
             "Export without --materialize, and train on the tokens that loss_mask marks.",
         )
     parts = [_Part(path, run_seed if materialize else None) for path in _part_paths(out)]
-    if materialize and COPY_FIELD.name in pq.read_schema(parts[0].path).names:
+    if materialize and COPY_FIELD.name in parts[0].metadata().schema.to_arrow_schema().names:
         raise InvalidInput(
             f"The pool already has a column named {COPY_FIELD.name}.",
             "Export without --materialize, or rename that column in the pool and run again.",
@@ -133,7 +148,7 @@ def export_dataset(
             rows = _write_folder(to, dest, parts)
     except DiskFull as full:
         raise full.needing(dest, "export", _needed_bytes(to, parts)) from full.__cause__
-    documents = sum(part.documents() for part in parts)
+    documents = sum(part.metadata().num_rows for part in parts)
     return ExportSummary(dest=dest, documents=documents, rows=rows, files=len(parts))
 
 
@@ -155,7 +170,7 @@ def _needed_bytes(to: str, parts: list[_Part]) -> int:
     """About how many bytes an export writes: only Parquet stays compressed."""
     if to == "parquet":
         return sum(part.path.stat().st_size for part in parts)
-    files = (pq.read_metadata(part.path) for part in parts)
+    files = (part.metadata() for part in parts)
     groups = (file.row_group(index) for file in files for index in range(file.num_row_groups))
     return sum(group.total_byte_size for group in groups)
 
@@ -208,7 +223,7 @@ def _write_parquet(folder: Path, parts: list[_Part]) -> int:
         with atomic_path(folder / part.path.name) as temporary:
             if part.seed is None:
                 shutil.copyfile(part.path, temporary)
-                rows += part.documents()
+                rows += part.metadata().num_rows
                 continue
             with pq.ParquetWriter(
                 temporary, part.schema, compression="zstd", use_compliant_nested_type=False

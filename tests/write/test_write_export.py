@@ -277,6 +277,11 @@ def test_unknown_format_and_unfinished_run_are_refused(out: Path, tmp_path: Path
 def test_failed_export_leaves_nothing(out: Path, tmp_path: Path, to: str, materialize: bool):
     last = out / "data" / "part-00002.parquet"
     last.write_bytes(last.read_bytes()[:-200])
-    with pytest.raises(pa.ArrowInvalid):
+    with pytest.raises(InvalidInput) as error:
         export_dataset(out, to=to, dest=tmp_path / "dest", materialize=materialize)
+    assert error.value.problem.startswith(f"The part {last} cannot be read (")
+    assert error.value.remedy == (
+        "See what else is damaged with curate verify; curate run with a new --out makes the output "
+        "again."
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
