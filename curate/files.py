@@ -23,6 +23,8 @@ StrPath = str | os.PathLike[str]
 
 SEAL = "sha256"
 """The last entry of a sealed JSON text: the SHA-256 of the same text without it."""
+_LAST_BYTES = (b"PAR1", b"ARROW1")
+"""Of a Parquet and of an Arrow file."""
 
 
 @contextlib.contextmanager
@@ -123,6 +125,16 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in pieces of 1 MiB."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a Parquet or Arrow file is there and ends as such files do; one cut off does not."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-max(map(len, _LAST_BYTES)), os.SEEK_END)
+            return file.read().endswith(_LAST_BYTES)
+    except OSError:  # it is not there, or shorter than that
+        return False
 
 
 def _temporary(path: Path) -> Path:

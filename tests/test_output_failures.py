@@ -384,13 +384,13 @@ def test_a_file_of_the_run_that_is_gone(whole: Run, tmp_path: Path) -> None:
     text = (run.out / "manifest.json").read_text()
     (run.out / "manifest.json").write_text(
         re.sub(
-            r'"select": .*?},\s*"data": {},\s*"log": {},\s*"complete": {.*?}',
+            r'"data": {},\s*"log": {},\s*"complete": {.*?}',
             '"x": {}',
             text,
             flags=re.S,
         )
     )
-    (run.out / "state" / "tokens" / "shard-00001-00000.parquet").unlink()
+    (run.out / "state" / "selection.parquet").unlink()
     result = curate(*run_arguments(run.inputs, run.out, method="random"))
     assert result.exit_code == 4, result.stderr
     assert "Error: A file that curate needs is gone (" in result.stderr

@@ -28,8 +28,8 @@ from run_helpers import (
     write_plain_pool,
 )
 
-from curate.errors import OutputConflict
-from curate.pipeline.folder import RunFolder
+from curate.errors import OutputConflict, OutputFailed
+from curate.pipeline.folder import START_AGAIN, RunFolder
 from curate.pipeline.lock import locked
 from curate.pipeline.model_files import model_files
 from curate.read.tokenizer import train_tokenizer
@@ -496,3 +496,61 @@ def test_a_finished_run_is_reported_while_it_is_in_use(whole_random: Run, tmp_pa
     with locked(run.out):
         result = curate(*run_arguments(run.inputs, run.out, method="random"))
     assert result.exit_code == 0, result.stderr
+
+
+def kept_state(run: Path) -> list[Path]:
+    """The files of an unfinished run that it cannot go on without."""
+    every = (run / "state").rglob("*.*")
+    kept = [path for path in every if path.suffix in (".arrow", ".parquet")]
+    kept = [path for path in kept if ".scored." not in path.name]  # of which decisions were made
+    assert {path.parent.name for path in kept} == {"tokens", "rounds"}
+    return kept
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "gone"])
+def test_a_file_of_its_own_that_is_gone_or_cut_off_is_named(
+    tmp_path: Path, fault: Fault, cut: bool
+) -> None:
+    """A fragment of decisions that is gone would be passed over in silence."""
+    inputs = write_plain_pool(tmp_path)
+    fault.at("scoring", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, tmp_path / "out")
+    fault.at(None, after=True)
+    for path in kept_state(tmp_path / "out"):
+        content = path.read_bytes()
+        if cut:
+            path.write_bytes(content[:-1])
+        else:
+            path.unlink()
+        with pytest.raises(OutputFailed) as error:
+            run_tiny(inputs, tmp_path / "out")
+        assert error.value.problem == f"The run's own file {path} is gone or damaged."
+        assert error.value.remedy == START_AGAIN
+        path.write_bytes(content)
+    run_tiny(inputs, tmp_path / "out")
+
+
+def test_its_own_tokenizer_is_gone(tmp_path: Path, fault: Fault) -> None:
+    inputs = write_plain_pool(tmp_path)
+    fault.at("tokens", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, tmp_path / "out", method="random")
+    fault.at(None, after=True)
+    shutil.rmtree(tmp_path / "out/state/tokenizer")
+    with pytest.raises(OutputFailed) as error:
+        run_tiny(inputs, tmp_path / "out", method="random")
+    place = tmp_path / "out/state/tokenizer"
+    assert error.value.problem == f"The run's own tokenizer {place} cannot be read."
+    assert error.value.remedy == START_AGAIN
+
+
+def test_times_are_not_worth_a_run(tmp_path: Path, fault: Fault) -> None:
+    inputs = write_plain_pool(tmp_path)
+    fault.at("tokens", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, tmp_path / "out", method="random")
+    fault.at(None, after=True)
+    (tmp_path / "out/state/times.json").write_bytes(b'{"stages": \xff')
+    run = run_tiny(inputs, tmp_path / "out", method="random")
+    assert run.sql("SELECT stage_seconds IS NOT NULL FROM run") == [(True,)]

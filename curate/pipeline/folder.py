@@ -19,14 +19,24 @@ from typing import Any
 
 from curate import clock
 from curate.config import Config, config_to_tree
-from curate.errors import InvalidInput, OutputConflict
-from curate.files import SEAL, check_contained, sealed_json_text, sha256_file, write_text
+from curate.errors import InvalidInput, OutputConflict, OutputFailed
+from curate.files import (
+    SEAL,
+    check_contained,
+    is_whole,
+    sealed_json_text,
+    sha256_file,
+    write_text,
+)
 from curate.pipeline.lock import LOCK
 from curate.pipeline.model_files import model_files
 from curate.read.corpus import Corpus, display_uri
 from curate.refusal import writing
 
 FORMAT_VERSION = 1
+
+START_AGAIN = "Run curate run with another --out, or remove the output folder and start again."
+"""What to do about a run whose own files somebody took away or changed."""
 
 _FREE = ("max_bad_fraction", "compute.checkpoint_minutes", "compute.counting_processes")
 """Settings that no result depends on: a run goes on under others."""
@@ -247,11 +257,25 @@ class RunFolder:
 
     def _read_times(self) -> dict[str, Any]:
         path = self.state / "times.json"
-        times: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return times
+        try:
+            times = json.loads(path.read_bytes())
+        except (OSError, ValueError):  # times are not worth a run
+            times = {}
+        return times if isinstance(times, dict) else {}
 
     def _write_times(self, times: dict[str, Any]) -> None:
         write_text(self.state / "times.json", json.dumps(times, indent=1) + "\n")
+
+
+def check_state(paths: Iterable[Path]) -> None:
+    """Make sure that Parquet and Arrow files which a run left for itself are there and whole.
+
+    Raises:
+        OutputFailed: one is not; what follows would pass it over, or fail without saying why.
+    """
+    for path in paths:
+        if not is_whole(path):
+            raise OutputFailed(f"The run's own file {path} is gone or damaged.", START_AGAIN)
 
 
 def _add(totals: dict[str, float], seconds: Mapping[str, float]) -> None:

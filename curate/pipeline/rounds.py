@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from curate.clock import CHECKPOINT, doing
 from curate.config import Config
 from curate.errors import CurateError, NonFiniteLoss
 from curate.files import atomic_path
-from curate.pipeline.folder import RunFolder
+from curate.pipeline.folder import START_AGAIN, RunFolder, check_state
 from curate.pipeline.progress import Progress
 from curate.read.cache import TokenCache, draw_blocks
 from curate.read.documents import Documents
@@ -197,15 +196,17 @@ class Rounds:
         self._stop.check()
 
     def tidy(self, stage: str) -> None:
-        """Remove what is not needed once a stage is done, the last part first: `_parts` finds what
-        is left where a kill ends this.
-        """
+        """Remove what is not needed once a stage is done."""
         self._keep_checkpoints(self._checkpoint(stage))
-        for scored in reversed(self._parts(stage, "scored")):
+        for scored in self._place.glob(f"{stage}.*.scored.parquet"):
             scored.unlink()
 
     def files(self) -> RoundFiles:
-        """The fragments and figures of all finished stages."""
+        """The fragments and figures of all finished stages.
+
+        Raises:
+            OutputFailed: a fragment is gone or damaged.
+        """
         names = self.stages()
         rounds = names[1:]
         results = [self._folder.result(name) for name in rounds]
@@ -226,9 +227,9 @@ class Rounds:
             for field in ROUND
         ]
         return RoundFiles(
-            decisions=[part for name in rounds for part in self._parts(name, "decisions")],
-            masks=[part for name in rounds for part in self._parts(name, "masks")],
-            training=[part for name in names for part in self._parts(name, "training")],
+            decisions=self._fragments(rounds, "decisions"),
+            masks=self._fragments(rounds, "masks") if self._by_token else [],
+            training=self._fragments(names, "training"),
             records=pa.Table.from_arrays(columns, schema=ROUND),
             scales=scales,
         )
@@ -255,6 +256,7 @@ class Rounds:
         if stage != "scoring":
             method.check()
         self._save(self._checkpoint(stage))
+        result["parts"] = self._part + 1
         self._folder.finish(stage, result, [], self._part_started)
         self.tidy(stage)
         self._stop.check()
@@ -263,7 +265,7 @@ class Rounds:
         """Go through the round part by part; the last is left for the caller to record."""
         config, schedule = self._config, self._schedule
         scoring = stage == "scoring"
-        as_a_whole = scoring and not self._by_token
+        as_a_whole = self._decided_as_a_whole(stage)
         done = RoundResult(**partial["round"]) if partial else None
         with contextlib.ExitStack() as later:
             if done is not None:
@@ -293,7 +295,7 @@ class Rounds:
                     break
                 self._pause({"round": dataclasses.asdict(done)})
         if as_a_whole:
-            scored = self._parts(stage, "scored")
+            scored = self._parts(stage, "scored", self._part + 1)
             path = self._file(stage, "decisions", 0)
             done = done.decided_anew(mark_top(path, scored, keep=config.keep, seed=config.seed))
         return done
@@ -363,12 +365,28 @@ class Rounds:
     def _file(self, stage: str, kind: str, part: int) -> Path:
         return self._place / f"{stage}.{part:04d}.{kind}.parquet"
 
-    def _parts(self, stage: str, kind: str) -> list[Path]:
-        """The files of a stage in order. Parts are numbered without gaps, and a stage that begins
-        or goes on discards those that are not recorded, so what is there is the stage's.
+    def _decided_as_a_whole(self, stage: str) -> bool:
+        """Whether a stage's decisions are made, and written in one file, when all is scored."""
+        return stage == "scoring" and not self._by_token
+
+    def _fragments(self, stages: Sequence[str], kind: str) -> list[Path]:
+        """The files of finished stages in order."""
+        found: list[Path] = []
+        for stage in stages:
+            one = kind == "decisions" and self._decided_as_a_whole(stage)
+            parts = 1 if one else (self._folder.result(stage) or {})["parts"]
+            found += self._parts(stage, kind, parts)
+        return found
+
+    def _parts(self, stage: str, kind: str, number: int) -> list[Path]:
+        """The files of a stage's parts in order.
+
+        Raises:
+            OutputFailed: one is gone or damaged.
         """
-        names = (self._file(stage, kind, part) for part in itertools.count())
-        return list(itertools.takewhile(Path.exists, names))
+        found = [self._file(stage, kind, part) for part in range(number)]
+        check_state(found)
+        return found
 
     def _discard(self, stage: str, part: int) -> None:
         """Remove what is left of a stage from a part on, by a killed run or before a rollback."""
@@ -409,6 +427,5 @@ def _load(method: Method, checkpoint: Path) -> None:
         method.load(checkpoint)
     except Exception as error:  # a file that somebody changed can fail in any way
         raise CurateError(
-            f"The checkpoint {checkpoint} cannot be read ({short_reason(error)}).",
-            "Run curate run with another --out, or remove the output folder and start again.",
+            f"The checkpoint {checkpoint} cannot be read ({short_reason(error)}).", START_AGAIN
         ) from error

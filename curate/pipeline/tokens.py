@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from curate.clock import TOKENIZE, doing
-from curate.errors import DamagedShard, InvalidInput
-from curate.pipeline.folder import RunFolder
+from curate.errors import DamagedShard, InvalidInput, OutputFailed
+from curate.pipeline.folder import START_AGAIN, RunFolder, check_state
 from curate.pipeline.prepare import Inputs
 from curate.pipeline.progress import Progress
 from curate.pipeline.quarantine import check_damage, damaged_shards
@@ -37,7 +40,12 @@ _TARGET_TOKENS = 16_000_000
 
 @doing(TOKENIZE)
 def tokenizer_stage(inputs: Inputs, folder: RunFolder, progress: Progress) -> TextTokenizer:
-    """Train the tokenizer on the pool, or fetch the pretrained model's own."""
+    """Train the tokenizer on the pool, or fetch the pretrained model's own.
+
+    Raises:
+        InvalidInput: the pretrained model's cannot be loaded.
+        OutputFailed: the run's own copy is gone.
+    """
     place = folder.state / "tokenizer"
     if folder.result("tokenizer") is None:
         started = time.monotonic()
@@ -51,7 +59,12 @@ def tokenizer_stage(inputs: Inputs, folder: RunFolder, progress: Progress) -> Te
             tokenizer = train_tokenizer(sample, size)
         tokenizer.save(place)
         folder.finish("tokenizer", {"entries": tokenizer.vocabulary_size}, [], started)
-    return load_tokenizer(str(place))
+    try:
+        return load_tokenizer(str(place))
+    except InvalidInput as error:  # what it says is about a model that the user chose
+        raise OutputFailed(
+            f"The run's own tokenizer {place} cannot be read.", START_AGAIN
+        ) from error
 
 
 @doing(TOKENIZE)
@@ -62,18 +75,19 @@ def tokens_stage(
 
     Raises:
         InvalidInput: the whole pool gave no tokens.
+        OutputFailed: what is recorded of the cache is gone or damaged.
         TooMuchDamage: more of it cannot be read than `max_bad_fraction` allows.
     """
     place = folder.state / "tokens"
     done = folder.result("tokens")
     if done is not None:
-        return cache_from_json(place, done)
+        return _kept(place, done)
     partial = folder.partial("tokens")
     if partial is None:
         shutil.rmtree(place, ignore_errors=True)
         cache = TokenCache(place, (), plan_partitions(inputs.pool))
     else:
-        cache = cache_from_json(place, partial)
+        cache = _kept(place, partial)
     for problem in damaged_shards(inputs.pool).values():
         progress.note(f"Quarantined: {problem}")
     progress.start("tokenize", sum(shard.text_bytes for shard in inputs.pool.shards), "B")
@@ -94,6 +108,13 @@ def tokens_stage(
             f"Give --pool documents with text in column {inputs.pool.text_column}.",
         )
     folder.finish("tokens", cache.to_json(), [], started)
+    return cache
+
+
+def _kept(place: Path, recorded: dict[str, Any]) -> TokenCache:
+    """The cache as the manifest has it, all of which must be there."""
+    cache = cache_from_json(place, recorded)
+    check_state(itertools.chain(cache.token_files(), cache.document_files()))
     return cache
 
 

@@ -113,6 +113,10 @@ class TokenCache:
         """Parquet files with one row per pool row, in pool order."""
         return [self.folder / f"{fragment.name}.parquet" for fragment in self.fragments]
 
+    def token_files(self) -> list[Path]:
+        """Arrow files with the tokens, in pool order."""
+        return [self.folder / f"{fragment.name}.arrow" for fragment in self.fragments]
+
     def stream(self, seed: int, *purpose: str | int) -> Iterator[Documents]:
         """Every document that is not left out once, in an order that is a pure function of (seed,
         purpose).
