@@ -52,7 +52,7 @@ from curate.evaluation.train import Measure, ModelSettings, train_and_measure
 from curate.noise import make_key, shuffled_order
 from curate.read.documents import Documents, from_tokens
 from curate.read.tokenizer import TextTokenizer, load_tokenizer
-from curate.train.compute import keep_freed_memory, resolve_compute
+from curate.train.compute import resolve_compute, tune_memory
 from curate.train.model import PRESETS
 from curate.train.optimizer import default_ramp
 
@@ -268,7 +268,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    tune_memory()
     plan = Plan.of(options.stage, options.model)
     bench = Bench(
         plan=plan,

@@ -31,7 +31,7 @@ from machine import describe_machine
 
 import curate
 from curate.noise import make_key, shuffled_order
-from curate.train.compute import keep_freed_memory
+from curate.train.compute import tune_memory
 
 CASES = 10
 SEEDS = 3
@@ -105,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    tune_memory()
     part, parts = map(int, options.part.split("/"))
     deadline = time.monotonic() + 60 * options.minutes
     shards = sorted(options.pool.glob("*.parquet"))

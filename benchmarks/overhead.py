@@ -31,7 +31,7 @@ from text_pool import write_pool
 import curate
 from curate.config.schema import ComputeConfig, TrainConfig
 from curate.read.cache import cache_from_json, draw_batches
-from curate.train.compute import keep_freed_memory, resolve_compute
+from curate.train.compute import resolve_compute, tune_memory
 from curate.train.model import PRESETS, LanguageModel, build_network
 from curate.train.optimizer import Optimizer, Term, ramp_then_constant
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    keep_freed_memory()
+    tune_memory()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

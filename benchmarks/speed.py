@@ -35,7 +35,7 @@ from curate.read.documents import Documents, from_tokens
 from curate.read.tokenizer import train_tokenizer
 from curate.read.windows import make_batches, rolling_windows
 from curate.score.loss import document_losses
-from curate.train.compute import Compute, keep_freed_memory, resolve_compute
+from curate.train.compute import Compute, resolve_compute, tune_memory
 from curate.train.model import PRESETS, LanguageModel, build_network
 from curate.train.optimizer import Optimizer, Term
 
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    keep_freed_memory()
+    tune_memory()
     shape, device = PRESETS[options.model], options.device
     compute = resolve_compute(ComputeConfig(device=device))
     most = max(options.score_tokens, options.train_tokens)

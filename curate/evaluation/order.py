@@ -30,7 +30,7 @@ from curate.pipeline.space import cache_bytes, evaluation_bytes
 from curate.read.cache import TokenCache
 from curate.read.documents import Documents
 from curate.refusal import writing
-from curate.train.compute import FreedMemory, keep_freed_memory
+from curate.train.compute import FreedMemory, tune_memory
 
 HELD_OUT_KEY = make_key(0, "evaluation held out")
 """The general sample is the same in every evaluation of a pool."""
@@ -67,7 +67,7 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
     report = record.find_report(inputs.run, request)
     if report is None:
         if inputs.compute.device.type == "cpu":
-            keep_freed_memory()
+            tune_memory()
         try:
             report = _go_on(inputs, request, stream)
         except DiskFull as full:

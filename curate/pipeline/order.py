@@ -33,7 +33,7 @@ from curate.select.methods import METHODS, Context
 from curate.select.processes import CountingProcesses, usual_processes
 from curate.select.schedule import at_lower_rates, describe_run, resolve_config
 from curate.stop import Stop
-from curate.train.compute import keep_freed_memory
+from curate.train.compute import tune_memory
 from curate.train.model import LanguageModel, count_parameters, make_network
 
 
@@ -137,7 +137,7 @@ def _run_stages(
         if number is None:
             number = usual_processes(torch.get_num_threads(), device)
         if inputs.compute.device.type == "cpu":
-            keep_freed_memory()
+            tune_memory()
         progress.start("curate", schedule.expected_tokens, "tok")
         with CountingProcesses(tokenizer.to_json(), number) as processes:
             context = dataclasses.replace(context, processes=processes)

@@ -141,6 +141,7 @@ class Rounds:
         Raises:
             NonFiniteLoss: going back would not help, or has been tried often enough.
         """
+        self._memory.give_back()  # what tokenizing freed
         while not self.finished():
             try:
                 self._run_stages(make(len(self._folder.rollbacks)))

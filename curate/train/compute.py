@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from curate.config.schema import ComputeConfig
@@ -17,6 +19,7 @@ _MICROBATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """By default. A GPU is asked for a layer's work in some hundred microseconds, so it gets more."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of mallopt(3)."""
+_HELD_KERNELS = 8
 _TOKENS_BETWEEN_RETURNS = 80_000
 """After which freed memory goes back: seconds of a small model's work (benchmarks/LOG.md)."""
 
@@ -68,13 +71,18 @@ def resolve_compute(config: ComputeConfig) -> Compute:
     return Compute(device, dtype, config.microbatch_tokens or usual)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed buffers instead of returning each to the system.
+def tune_memory() -> None:
+    """Let this process hold freed buffers, and let go of kernels.
 
     A training step on the CPU frees and takes tensors of many megabytes again and again. By default
-    each is mapped and unmapped, and its pages are cleared by the kernel every time: a fifth to a
-    third of the time of a small model. A no-op elsewhere.
+    glibc maps and unmaps each, and its pages are cleared by the kernel every time: a fifth to a
+    third of the time of a small model. So it is to keep them. A no-op elsewhere.
+
+    PyTorch holds the last 1,024 matrix products' kernels beside those that oneDNN holds anyway, a
+    quarter of a megabyte each, which adds up as shapes come by. It is told before its first
+    product, or never.
     """
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(_HELD_KERNELS))
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
@@ -82,11 +90,11 @@ def keep_freed_memory() -> None:
 
 
 class FreedMemory:
-    """Gives back to the system what `keep_freed_memory` kept: the holes between live buffers.
+    """Gives back to the system what `tune_memory` kept: the holes between live buffers.
 
     Holes grow while buffers of many sizes come and go; what is in use does not. Worth doing every
-    few seconds of work: the pages are cleared anew when they are next used. A no-op where the C
-    library has no malloc_trim.
+    few seconds of work: the pages are cleared anew when they are next used. Arrow has a heap of its
+    own, which keeps what reading and writing freed. A no-op where the C library has no malloc_trim.
     """
 
     def __init__(self) -> None:
@@ -96,9 +104,14 @@ class FreedMemory:
         """Told of tokens trained on or scored."""
         self._tokens += tokens
         if self._tokens >= _TOKENS_BETWEEN_RETURNS:
-            self._tokens = 0
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL("libc.so.6").malloc_trim(0)
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Give back what there is now."""
+        self._tokens = 0
+        pa.default_memory_pool().release_unused()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _resolve_device(name: str) -> torch.device:
