@@ -141,7 +141,6 @@ class Rounds:
         Raises:
             NonFiniteLoss: going back would not help, or has been tried often enough.
         """
-        self._memory.give_back()  # what tokenizing freed
         while not self.finished():
             try:
                 self._run_stages(make(len(self._folder.rollbacks)))
@@ -238,6 +237,7 @@ class Rounds:
     def _run_stage(self, stage: str, index: int, partial: Mapping[str, Any] | None) -> None:
         method = self._running()
         self._stage, self._part = stage, partial["part"] + 1 if partial else 0
+        self._memory.give_back()  # a stage begins with a peak of its own
         self._discard(stage, self._part)
         self._steps = StepLog()
         self._steps.sums = dict(partial["losses"]) if partial else {}
