@@ -101,6 +101,8 @@ def _go_on(inputs: Inputs, folder: RunFolder, stream: TextIO, stop: Stop) -> dic
 def _run_stages(
     inputs: Inputs, folder: RunFolder, progress: Progress, stream: TextIO, stop: Stop
 ) -> dict[str, int]:
+    if inputs.compute.device.type == "cpu":
+        tune_memory()
     tokenizer = tokenizer_stage(inputs, folder, progress)
     cache = tokens_stage(inputs, folder, tokenizer, progress)
     target = read_target(inputs, tokenizer, progress)
@@ -136,8 +138,6 @@ def _run_stages(
         number = config.compute.counting_processes
         if number is None:
             number = usual_processes(torch.get_num_threads(), device)
-        if inputs.compute.device.type == "cpu":
-            tune_memory()
         progress.start("curate", schedule.expected_tokens, "tok")
         with CountingProcesses(tokenizer.to_json(), number) as processes:
             context = dataclasses.replace(context, processes=processes)

@@ -76,12 +76,14 @@ def tune_memory() -> None:
 
     A training step on the CPU frees and takes tensors of many megabytes again and again. By default
     glibc maps and unmaps each, and its pages are cleared by the kernel every time: a fifth to a
-    third of the time of a small model. So it is to keep them. A no-op elsewhere.
+    third of the time of a small model. So it is to keep them. A no-op elsewhere. Arrow is to take
+    its buffers from there too, since what a heap of its own keeps cannot be given back.
 
     PyTorch holds the last 1,024 matrix products' kernels beside those that oneDNN holds anyway, a
     quarter of a megabyte each, which adds up as shapes come by. It is told before its first
     product, or never.
     """
+    pa.set_memory_pool(pa.system_memory_pool())
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(_HELD_KERNELS))
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -93,8 +95,8 @@ class FreedMemory:
     """Gives back to the system what `tune_memory` kept: the holes between live buffers.
 
     Holes grow while buffers of many sizes come and go; what is in use does not. Worth doing every
-    few seconds of work: the pages are cleared anew when they are next used. Arrow has a heap of its
-    own, which keeps what reading and writing freed. A no-op where the C library has no malloc_trim.
+    few seconds of work: the pages are cleared anew when they are next used. A no-op where the C
+    library has no malloc_trim.
     """
 
     def __init__(self) -> None:
@@ -109,7 +111,6 @@ class FreedMemory:
     def give_back(self) -> None:
         """Give back what there is now."""
         self._tokens = 0
-        pa.default_memory_pool().release_unused()
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
