@@ -498,6 +498,16 @@ def test_a_finished_run_is_reported_while_it_is_in_use(whole_random: Run, tmp_pa
     assert result.exit_code == 0, result.stderr
 
 
+def interrupted_after(fault: Fault, stage: str, place: Path, **settings: Any) -> Path:
+    """The inputs of a run in `place`/out that ended once a stage was recorded."""
+    inputs = write_plain_pool(place)
+    fault.at(stage, after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, place / "out", **settings)
+    fault.at(None, after=True)
+    return inputs
+
+
 def kept_state(run: Path) -> list[Path]:
     """The files of an unfinished run that it cannot go on without."""
     every = (run / "state").rglob("*.*")
@@ -512,11 +522,7 @@ def test_a_file_of_its_own_that_is_gone_or_cut_off_is_named(
     tmp_path: Path, fault: Fault, cut: bool
 ) -> None:
     """A fragment of decisions that is gone would be passed over in silence."""
-    inputs = write_plain_pool(tmp_path)
-    fault.at("scoring", after=True)
-    with pytest.raises(KeyboardInterrupt):
-        run_tiny(inputs, tmp_path / "out")
-    fault.at(None, after=True)
+    inputs = interrupted_after(fault, "scoring", tmp_path)
     for path in kept_state(tmp_path / "out"):
         content = path.read_bytes()
         if cut:
@@ -532,11 +538,7 @@ def test_a_file_of_its_own_that_is_gone_or_cut_off_is_named(
 
 
 def test_its_own_tokenizer_is_gone(tmp_path: Path, fault: Fault) -> None:
-    inputs = write_plain_pool(tmp_path)
-    fault.at("tokens", after=True)
-    with pytest.raises(KeyboardInterrupt):
-        run_tiny(inputs, tmp_path / "out", method="random")
-    fault.at(None, after=True)
+    inputs = interrupted_after(fault, "tokens", tmp_path, method="random")
     shutil.rmtree(tmp_path / "out/state/tokenizer")
     with pytest.raises(OutputFailed) as error:
         run_tiny(inputs, tmp_path / "out", method="random")
@@ -546,11 +548,7 @@ def test_its_own_tokenizer_is_gone(tmp_path: Path, fault: Fault) -> None:
 
 
 def test_times_are_not_worth_a_run(tmp_path: Path, fault: Fault) -> None:
-    inputs = write_plain_pool(tmp_path)
-    fault.at("tokens", after=True)
-    with pytest.raises(KeyboardInterrupt):
-        run_tiny(inputs, tmp_path / "out", method="random")
-    fault.at(None, after=True)
+    inputs = interrupted_after(fault, "tokens", tmp_path, method="random")
     (tmp_path / "out/state/times.json").write_bytes(b'{"stages": \xff')
     run = run_tiny(inputs, tmp_path / "out", method="random")
     assert run.sql("SELECT stage_seconds IS NOT NULL FROM run") == [(True,)]

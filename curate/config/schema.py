@@ -148,7 +148,7 @@ class ComputeConfig(Section):
     counting_processes: int | None = option(
         None,
         "processes that count words for dsir, classifier and the ensemble, of some 150 MB each; by "
-        "default one a core without a model, 4 beside a GPU, else none",
+        "default one a core without a model, at most 16, up to 8 beside a GPU, else none",
         minimum=0,
         maximum=1024,
     )

@@ -20,6 +20,7 @@ _MICROBATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of mallopt(3)."""
 _HELD_KERNELS = 8
+"""By PyTorch, beside oneDNN's own: as few as still take no time."""
 _TOKENS_BETWEEN_RETURNS = 80_000
 """After which freed memory goes back: seconds of a small model's work (benchmarks/LOG.md)."""
 
@@ -67,8 +68,7 @@ def resolve_compute(config: ComputeConfig) -> Compute:
         dtype = torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
     else:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    usual = _MICROBATCH_TOKENS.get(device.type, _MICROBATCH_TOKENS["cpu"])
-    return Compute(device, dtype, config.microbatch_tokens or usual)
+    return Compute(device, dtype, config.microbatch_tokens or _MICROBATCH_TOKENS[device.type])
 
 
 def tune_memory() -> None:
