@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_helpers import data_digests, log_rows, run_tiny, snapshot, write_plain_pool
 
@@ -59,6 +59,7 @@ def assert_counted(found: Ngrams, texts: list[str], buckets: int = BUCKETS) -> N
     assert found.buckets.dtype == expected.buckets.dtype
 
 
+@settings(deadline=None)  # the first waits for processes to start
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=9))
 def test_n_grams_are_those_that_are_counted_here(tokenizer, shared, texts):
     documents = tokenized(tokenizer, texts)
