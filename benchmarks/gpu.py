@@ -7,8 +7,8 @@ the text of the Python installation at hand. Without a CUDA device it says so, a
     python benchmarks/gpu.py --shapes toy --model nano --megabytes 0.5 --device cpu    # a rehearsal
 
 Scoring is what a selection does: two models over the same documents. Training is optimizer steps on
-such documents. Both go through the product's own functions with document isolation: every document
-is a row or several, and none sees another. Utilization counts the FLOPs of real tokens alone: two
+such documents. Both go through the product's own functions with document isolation: no document
+sees another. Utilization counts the FLOPs of real tokens alone: two
 for each weight of a matrix product and token, and the causal half of attention; three times as
 many in training. Padding, overlaps and whatever is computed twice count as nothing. The peak is the
 data sheet's, dense bfloat16; of a device that is not listed, the best of large products.
@@ -17,7 +17,8 @@ The idle share of a run is that in which no kernel ran, as nvidia-smi samples it
 Python and the loading of libraries come before. Its cost is that of a whole run beside plain
 training of the same proxy for an epoch of the same pool, as in overhead.py.
 
-Writes benchmarks/results/gpu.json, after each part what there is; a rehearsal writes nothing.
+Writes benchmarks/results/gpu-shapes.json and gpu-run.json, after each shape and repeat what there
+is; a rehearsal writes nothing.
 """
 
 from __future__ import annotations
@@ -107,10 +108,9 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def utilization(
-    name: str, options: argparse.Namespace, peak: float
-) -> dict[str, dict[str, float | list[float]]]:
+def utilization(name: str, options: argparse.Namespace, peak: float) -> dict[str, Any]:
     """Utilization in scoring with two models and in training, at one shape."""
+    torch.compiler.reset()
     compute = resolve_compute(
         ComputeConfig(
             device=options.device, dtype="bfloat16", microbatch_tokens=options.microbatch_tokens
@@ -136,12 +136,20 @@ def utilization(
     step = random_documents(options.batch_tokens, window)
     optimizer = Optimizer(proxy, "proxy", TrainConfig(), lambda _: 1e-4)
     training = repeat(lambda: optimizer.step([Term(step)]), options.repeats * 3, compute.device)
+    if compute.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(compute.device)
+        torch.cuda.reset_peak_memory_stats(compute.device)
+    else:
+        memory = 0
     flops = {
         "scoring": 2 * forward_flops(shape, scored, window),
         "training": 3 * forward_flops(shape, step, window),
     }
     tokens = {"scoring": 2 * scored.num_tokens, "training": step.num_tokens}
     return {
+        "microbatch_tokens": proxy.microbatch_tokens,
+        "peak_memory_bytes": memory,
+    } | {
         kind: {
             "utilization": round(flops[kind] / statistics.median(seconds) / peak, 4),
             "each": [round(flops[kind] / one / peak, 4) for one in seconds],
@@ -192,9 +200,12 @@ def busy_samples(device: torch.device) -> Iterator[list[float]]:
             found += [float(line) for line in file if line.strip().isdigit()]
 
 
-def whole_runs(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The device's idle share in a `curate run`, its cost, and where it says its time went."""
-    idle, shares, costs = [], [], []
+def whole_runs(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The device's idle share in a `curate run`, its cost, and where it says its time went.
+
+    After each repeat, what there is so far.
+    """
+    repeats: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         installed_text(place, options.megabytes)
@@ -206,24 +217,32 @@ def whole_runs(options: argparse.Namespace, device: torch.device) -> dict[str, A
         for _ in range(options.repeats):
             with busy_samples(device) as samples:
                 seconds, activities = run(place / "out", settings)
-            idle.append(round(1 - statistics.fmean(samples) / 100, 4) if samples else None)
-            total = sum(activities.values())
-            shares.append({key: round(one / total, 4) for key, one in activities.items()})
             epoch, tokens = plain(place / "out", options.device, options.model)
-            costs.append(round(seconds / epoch, 3))
-    measured = [one for one in idle if one is not None]
-    return {
-        "model": options.model,
-        "tokens": tokens,
-        "idle": statistics.median(measured) if measured else None,
-        "idle_each": idle,
-        "bar_idle": 0.05,
-        "times_plain": statistics.median(costs),
-        "times_plain_each": costs,
-        "bar_times_plain": 1.25,
-        "seconds_of_the_last": round(seconds, 1),
-        "share_of_time_of_each": shares,
-    }
+            repeats.append(
+                {
+                    "idle": round(1 - statistics.fmean(samples) / 100, 4) if samples else None,
+                    "times_plain": round(seconds / epoch, 3),
+                    "seconds": round(seconds, 1),
+                    "plain_seconds": round(epoch, 1),
+                    "activity_seconds": {key: round(one, 2) for key, one in activities.items()},
+                }
+            )
+            yield {
+                "model": options.model,
+                "megabytes": options.megabytes,
+                "tokens": tokens,
+                "idle": middle([one["idle"] for one in repeats]),
+                "bar_idle": 0.05,
+                "times_plain": middle([one["times_plain"] for one in repeats]),
+                "bar_times_plain": 1.25,
+                "repeats": repeats,
+            }
+
+
+def middle(values: list[float | None]) -> float | None:
+    """The median of what was measured."""
+    measured = [one for one in values if one is not None]
+    return statistics.median(measured) if measured else None
 
 
 def main() -> None:
@@ -242,36 +261,37 @@ def main() -> None:
     if options.device != "cpu" and not torch.cuda.is_available():
         print("There is no CUDA device: nothing was measured.")
         sys.exit(0)
-    result: dict[str, Any] = {**describe_machine("torch", "transformers"), "code": code_version()}
     if "run" in options.parts:
         curate.run  # noqa: B018 (loads every library, so that a missing one shows before any work)
     device = torch.device(options.device)
-    peak, source = peak_flops(device)
-    result |= {
+    common = {
+        **describe_machine("torch", "transformers"),
+        "code": code_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "peak_flops": peak,
-        "peak_from": source,
-        "microbatch_tokens": resolve_compute(
-            ComputeConfig(device=options.device, microbatch_tokens=options.microbatch_tokens)
-        ).microbatch_tokens,
-        "batch_tokens": options.batch_tokens,
-        "repeats": options.repeats,
     }
     if "shapes" in options.parts:
-        result["shapes"] = {}
+        peak, source = peak_flops(device)
+        result: dict[str, Any] = {
+            **common,
+            "peak_flops": peak,
+            "peak_from": source,
+            "batch_tokens": options.batch_tokens,
+            "repeats": options.repeats,
+            "shapes": {},
+        }
         for name in options.shapes:
             result["shapes"][name] = utilization(name, options, peak)
-            report({name: result["shapes"][name]}, result, device)
+            report({name: result["shapes"][name]}, "shapes", result, device)
     if "run" in options.parts:
-        result["run"] = whole_runs(options, device)
-        report({"run": result["run"]}, result, device)
+        for found in whole_runs(options, device):
+            report(found, "run", {**common, **found}, device)
 
 
-def report(part: dict[str, Any], result: dict[str, Any], device: torch.device) -> None:
+def report(part: dict[str, Any], name: str, result: dict[str, Any], device: torch.device) -> None:
     """Show a part, and keep all there is."""
     print(json.dumps(part, indent=1), flush=True)
     if device.type == "cuda":
-        (RESULTS / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / f"gpu-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

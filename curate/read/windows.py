@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curate.clock import PACK, doing
-from curate.read.documents import Documents
+from curate.read.documents import Documents, offsets_from_lengths
 
 Int64 = npt.NDArray[np.int64]
 
@@ -125,17 +125,28 @@ def sample_pieces(window: int, most: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A padded batch of windows, right-padded: under causal attention no mask is needed.
+    """Some windows, in rows or packed.
+
+    In rows, each window has one, right-padded: under causal attention no mask is needed. Packed,
+    all are in one row, one after another without padding, and attention must not cross `starts`.
 
     Attributes:
-        windows: position in its `Windows` of each row's window, int64 [R]; rows beyond are empty.
-        inputs: token ids, int64 [B, L], B >= R.
+        windows: position in its `Windows` of each window of the batch, int64 [R].
+        inputs: token ids, int64 [B, L]; B >= R, rows beyond are empty. Packed, B is 1.
         labels: the token after each input, int64 [B, L]; -100 where it is none or not counted.
+        starts: of a packed batch, where each window begins, and the end, int64 [R + 1].
     """
 
     windows: Int64
     inputs: Int64
     labels: Int64
+    starts: Int64 | None = None
+
+    def window_of(self, cells: Int64) -> Int64:
+        """Which of the batch's windows each of some cells of the flat inputs belongs to."""
+        if self.starts is None:
+            return cells // int(self.inputs.shape[1])
+        return np.searchsorted(self.starts, cells, side="right") - 1
 
 
 @doing(PACK)
@@ -168,6 +179,45 @@ def make_batches(
         batches.append(_fill(documents, windows, chosen, shape, prefix_id))
         first += len(chosen)
     return batches
+
+
+@doing(PACK)
+def pack_batches(
+    documents: Documents, windows: Windows, *, prefix_id: int, microbatch_tokens: int
+) -> list[Batch]:
+    """Put windows one after another into packed batches of at most `microbatch_tokens` inputs.
+
+    Batches are about as large as each other. A window longer than that has a batch of its own.
+    """
+    if not len(windows):
+        return []
+    ends = np.cumsum(windows.lengths)
+    even = ends[-1] / -(-ends[-1] // microbatch_tokens) + windows.lengths.max()
+    limit = min(microbatch_tokens, even)
+    batches = []
+    first, filled = 0, 0
+    while first < len(windows):
+        room = int(np.searchsorted(ends, filled + limit, side="right"))
+        last = max(first + 1, room)
+        batches.append(_pack(documents, windows, np.arange(first, last), prefix_id))
+        first, filled = last, int(ends[last - 1])
+    return batches
+
+
+def _pack(documents: Documents, windows: Windows, chosen: Int64, prefix_id: int) -> Batch:
+    lengths = windows.lengths[chosen]
+    starts = offsets_from_lengths(lengths)
+    offset = documents.offsets[windows.document[chosen]]
+    first = np.repeat(windows.start[chosen] - starts[:-1], lengths)
+    inputs_before = np.arange(starts[-1]) + first
+    token = inputs_before + np.repeat(offset, lengths)
+    ids = documents.input_ids
+    inputs = np.where(inputs_before == 0, prefix_id, ids[np.maximum(token - 1, 0)].astype(np.int64))
+    counted = inputs_before >= np.repeat(windows.scored[chosen], lengths)
+    if documents.counted is not None:
+        counted &= documents.counted[token]
+    labels = np.where(counted, ids[token].astype(np.int64), -100)
+    return Batch(chosen, inputs[None], labels[None], starts)
 
 
 def _rows_of_like_length(widths: Int64) -> int:

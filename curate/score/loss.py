@@ -11,7 +11,6 @@ from curate.read.documents import Documents
 from curate.read.windows import (
     Batch,
     Windows,
-    make_batches,
     rolling_windows,
     sample_pieces,
     sampled_windows,
@@ -38,10 +37,10 @@ def document_losses(model: LanguageModel, documents: Documents, most: int | None
     device = model.compute.device
     summed = torch.zeros(len(documents), dtype=torch.float64, device=device)
     for batch in _batches(model, documents, windows):
-        losses, rows = model.token_losses(batch)
-        per_row = torch.zeros(len(batch.windows), dtype=torch.float64, device=device)
-        per_row.index_add_(0, rows, losses.double())
-        summed.index_add_(0, model.compute.send(windows.document[batch.windows]), per_row)
+        losses, within = model.token_losses(batch)
+        per_window = torch.zeros(len(batch.windows), dtype=torch.float64, device=device)
+        per_window.index_add_(0, within, losses.double())
+        summed.index_add_(0, model.compute.send(windows.document[batch.windows]), per_window)
     counts = np.bincount(windows.document, windows.stop - windows.scored, minlength=len(documents))
     return _per_token(summed.cpu().numpy(), counts)  # the one place that waits for the device
 
@@ -86,12 +85,7 @@ def mean_loss(model: LanguageModel, documents: Documents) -> float:
 
 
 def _batches(model: LanguageModel, documents: Documents, windows: Windows) -> list[Batch]:
-    return make_batches(
-        documents,
-        windows,
-        prefix_id=model.prefix_id,
-        microbatch_tokens=model.compute.microbatch_tokens,
-    )
+    return model.batches(documents, windows, model.microbatch_tokens)
 
 
 def _token_places(batch: Batch, windows: Windows, documents: Documents) -> npt.NDArray[np.int64]:

@@ -1,16 +1,19 @@
-"""Causal attention in bfloat16 on a CPU, where PyTorch's own kernel takes as long as the layers.
+"""Causal attention in bfloat16: in blocks on a CPU, within packed windows on a GPU.
 
-Queries go in blocks. A block needs the keys up to its own end alone, so half the products are never
-made, and its scores stay in the processor's cache. Other devices and precisions, and anything but
-plain causal attention, go to PyTorch's `scaled_dot_product_attention`.
+On a CPU PyTorch's own kernel takes as long as the layers. There queries go in blocks. A block needs
+the keys up to its own end alone, so half the products are never made, and its scores stay in the
+processor's cache. A GPU gets windows packed one after another, and a kernel that keeps each to
+itself. Everything else goes to PyTorch's `scaled_dot_product_attention`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -42,6 +45,38 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     return torch.cat(blocks, dim=1)
 
 
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *, longest: int, scale: float
+) -> Tensor:
+    """softmax(scale Q K' + causal mask) V within each of several windows.
+
+    Args:
+        query, key, value: [L, H, D], the windows one after another; in bfloat16 on a GPU.
+        starts: where each of R windows begins, and the end, int32 [R + 1].
+        longest: no window is longer.
+        scale: of the products of queries and keys.
+
+    Returns:
+        [L, H, D].
+    """
+    if query.device.type == "cuda":
+        output: Any = varlen_attn(
+            query, key, value, starts, starts, longest, longest, scale=scale, window_size=(-1, 0)
+        )
+        return cast(Tensor, output)
+    found = [
+        nn.functional.scaled_dot_product_attention(
+            query[first:end].transpose(0, 1),
+            key[first:end].transpose(0, 1),
+            value[first:end].transpose(0, 1),
+            is_causal=True,
+            scale=scale,
+        ).transpose(0, 1)
+        for first, end in itertools.pairwise(starts.tolist())
+    ]
+    return torch.cat(found)
+
+
 def _attend(  # noqa: PLR0917 (as transformers calls it)
     module: nn.Module,
     query: Tensor,
@@ -51,7 +86,13 @@ def _attend(  # noqa: PLR0917 (as transformers calls it)
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """`causal_attention` as transformers calls it, on [B, H, L, D]; returns [B, L, H, D]."""
+    """The attention that there is for a case, on [B, H, L, D]; returns [B, L, H, D]."""
+    starts = others.get("cu_seq_lens_q")
+    if starts is not None and scaling is not None:
+        query, key, value = (one.transpose(1, 2)[0].to(value.dtype) for one in (query, key, value))
+        longest: int = others["max_length_q"]
+        packed = packed_attention(query, key, value, starts, longest=longest, scale=scaling)
+        return packed[None], None
     low = torch.is_autocast_enabled("cpu") or query.dtype == torch.bfloat16
     plain = attention_mask is None and key.shape == query.shape
     if scaling is None or query.device.type != "cpu" or not (low and plain):

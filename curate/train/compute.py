@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +17,14 @@ import torch
 from curate.config.schema import ComputeConfig
 from curate.errors import InvalidInput
 
-_MICROBATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""By default. A GPU is asked for a layer's work in some hundred microseconds, so it gets more."""
+_CPU_TOKENS = 4096
+"""In one forward pass that scores, by default."""
+_GPU_TOKENS = 65_536
+"""At most: a GPU that is given less waits to be asked for the next layer's work."""
+_ACTIVATION_BYTES = {"fused": 32, "plain": 96}
+"""Kept for the gradient of a token, layer and hidden unit (benchmarks/LOG.md)."""
+_SHARE_FOR_ACTIVATIONS = 0.4
+"""Of a GPU's memory. The rest is for weights, of four models or more, and for logits."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of mallopt(3)."""
 _HELD_KERNELS = 8
@@ -32,17 +40,28 @@ class Compute:
     Attributes:
         device: where parameters and activations live.
         dtype: precision of matrix products; parameters and optimizer state stay float32.
-        microbatch_tokens: padded tokens in one forward pass that scores.
+        microbatch_tokens: padded tokens in one forward pass that scores; half as many where
+            activations are kept for the gradient. None for as many as suit a model.
     """
 
     device: torch.device
     dtype: torch.dtype
-    microbatch_tokens: int
+    microbatch_tokens: int | None
 
-    @property
-    def training_microbatch_tokens(self) -> int:
-        """Padded tokens in one forward pass whose activations are kept for the gradient."""
-        return max(1, self.microbatch_tokens // 2)
+    def tokens_for(self, width: int, kind: Literal["fused", "plain"]) -> int:
+        """Padded tokens in one forward pass that scores.
+
+        Args:
+            width: hidden units of all layers of the model together.
+            kind: how its layers are computed.
+        """
+        if self.microbatch_tokens is not None:
+            return self.microbatch_tokens
+        if self.device.type == "cpu":
+            return _CPU_TOKENS
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        fitting = 2 * _SHARE_FOR_ACTIVATIONS * memory / (_ACTIVATION_BYTES[kind] * width)
+        return min(_GPU_TOKENS, 1 << max(10, int(math.log2(max(1.0, fitting)))))
 
     def send(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         """An array on the device; nothing waits for its copy, nor for what is under way there."""
@@ -68,7 +87,7 @@ def resolve_compute(config: ComputeConfig) -> Compute:
         dtype = torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
     else:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    return Compute(device, dtype, config.microbatch_tokens or _MICROBATCH_TOKENS[device.type])
+    return Compute(device, dtype, config.microbatch_tokens)
 
 
 def tune_memory() -> None:

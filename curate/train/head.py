@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curate.train.fuse import fused
+
 _ROWS = 512
 """Rows of logits made at once on a CPU."""
 
@@ -43,8 +45,7 @@ class _HeadLosses(torch.autograd.Function):
         context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
     ) -> Tensor:
         low, head = hidden.to(dtype), weight.to(dtype)
-        errors = low.new_empty(len(low), len(head))
-        losses = _losses(low, head, targets, errors)
+        losses, errors = _losses_and_errors(low, head, targets)
         context.save_for_backward(low, head, errors)
         context.dtypes = hidden.dtype, weight.dtype
         return losses
@@ -58,12 +59,23 @@ class _HeadLosses(torch.autograd.Function):
         return hidden, weight, None, None
 
 
+def _losses_and_errors(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses, float32 [M], and softmax(logits) - onehot(targets), [M, V]."""
+    if hidden.device.type == "cuda":
+        both: tuple[Tensor, Tensor] = fused(_at_once)(hidden, head, targets)
+        return both
+    errors = hidden.new_empty(len(hidden), len(head))
+    return _losses(hidden, head, targets, errors), errors
+
+
 def _losses(hidden: Tensor, head: Tensor, targets: Tensor, errors: Tensor | None) -> Tensor:
-    """The losses; `errors` [M, V] is filled where it is given."""
-    rows = _ROWS if hidden.device.type == "cpu" else max(1, len(hidden))
+    """The losses, some rows after others; `errors` [M, V] is filled where it is given."""
+    if hidden.device.type == "cuda":
+        alone: Tensor = fused(_losses_at_once)(hidden, head, targets)
+        return alone
     losses = torch.empty(len(hidden), device=hidden.device)
-    for first in range(0, len(hidden), rows):
-        part = slice(first, first + rows)
+    for first in range(0, len(hidden), _ROWS):
+        part = slice(first, first + _ROWS)
         chosen = targets[part, None]
         logits = nn.functional.linear(hidden[part], head).float()
         log_share = nn.functional.log_softmax(logits, dim=-1)
@@ -72,3 +84,17 @@ def _losses(hidden: Tensor, head: Tensor, targets: Tensor, errors: Tensor | None
             share = log_share.exp_()
             errors[part] = share.scatter_add_(1, chosen, share.new_full(chosen.shape, -1.0))
     return losses
+
+
+def _losses_at_once(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    return _at_once(hidden, head, targets)[0]
+
+
+def _at_once(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_losses_and_errors`, in steps that a compiler makes into two passes over the logits."""
+    chosen = targets[:, None]
+    logits = nn.functional.linear(hidden, head).float()
+    log_share = nn.functional.log_softmax(logits, dim=-1)
+    is_target = torch.arange(len(head), device=head.device) == chosen
+    errors = log_share.exp() - is_target.float()
+    return -log_share.gather(1, chosen)[:, 0], errors.to(hidden.dtype)

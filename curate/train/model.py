@@ -23,14 +23,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from curate.errors import InvalidInput
+from curate.read.documents import Documents
 from curate.read.locate import display_uri
-from curate.read.windows import Batch
+from curate.read.windows import Batch, Windows, make_batches, pack_batches
 from curate.train.attention import BLOCKED, register_blocked
 from curate.train.compute import Compute
+from curate.train.fuse import fuse_layers
 from curate.train.head import head_losses
 
-_LOGITS_AT_ONCE = 1 << 26
-"""128 MiB in bfloat16."""
+_LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 28}
+"""128 and 512 MiB in bfloat16."""
 _HELD_PIECES = {"cpu": 1, "cuda": 8}
 """Times as many logits whose errors are kept for the gradient; with more, they are made again."""
 _HEAD_MULTIPLE = 128
@@ -142,11 +144,18 @@ def build_network(
     return network
 
 
+class _Norm(nn.RMSNorm):
+    """In float32, whatever layers pass on to each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
 def _use_native_norms(network: nn.Module) -> None:
     """Take PyTorch's RMSNorm, which does the same in a third of the time both ways."""
     for name, module in list(network.named_modules()):
         if isinstance(module, LlamaRMSNorm):
-            norm = nn.RMSNorm(len(module.weight), eps=module.variance_epsilon)
+            norm = _Norm(len(module.weight), eps=module.variance_epsilon)
             norm.weight = module.weight
             network.set_submodule(name, norm)
 
@@ -209,20 +218,33 @@ class LanguageModel:
         overlap: inputs each later window of a long document re-reads as context.
         prefix_id: the separator in front of each document.
         compute: device and precision.
+        microbatch_tokens: padded tokens in one forward pass that scores.
     """
 
     def __init__(
         self, network: nn.Module, *, window: int, overlap: int, prefix_id: int, compute: Compute
     ) -> None:
         self.network = network.to(compute.device).eval()
+        self._packs = _can_pack(network, compute)
         self.window, self.overlap, self.prefix_id = window, overlap, prefix_id
         self.compute = compute
         self._direct_head = _has_direct_head(network, prefix_id)
+        if self._packs:
+            _keep_angles_exact(network)
+        fuses = self._packs and fuse_layers(network)
+        self.microbatch_tokens = compute.tokens_for(_width(network), "fused" if fuses else "plain")
+
+    @property
+    def training_microbatch_tokens(self) -> int:
+        """Padded tokens in one forward pass whose activations are kept for the gradient."""
+        return max(1, self.microbatch_tokens // 2)
 
     def frozen_copy(self) -> LanguageModel:
         """An independent copy without gradients."""
         twin = copy.copy(self)
         twin.network = copy.deepcopy(self.network).requires_grad_(False)
+        if self._packs:
+            fuse_layers(twin.network)  # copies forget it
         return twin
 
     def trainable_copy(self) -> LanguageModel:
@@ -231,30 +253,65 @@ class LanguageModel:
         twin.network.requires_grad_(True)
         return twin
 
+    def batches(
+        self, documents: Documents, windows: Windows, microbatch_tokens: int
+    ) -> list[Batch]:
+        """The windows in batches of at most `microbatch_tokens`, in the form that is fastest."""
+        make = pack_batches if self._packs else make_batches
+        return make(
+            documents, windows, prefix_id=self.prefix_id, microbatch_tokens=microbatch_tokens
+        )
+
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each counted token.
 
         Returns:
-            losses: float32 [M], nats, row by row of the batch.
-            rows: int64 [M], the batch row each belongs to.
+            losses: float32 [M], nats, window by window of the batch.
+            windows: int64 [M], which of the batch's windows each belongs to.
         """
         labels = batch.labels.ravel()
-        places = np.flatnonzero(labels != -100)  # here: a device would have to be waited for
-        inputs, counted, targets = map(self.compute.send, (batch.inputs, places, labels[places]))
+        cells = np.flatnonzero(labels != -100)  # here: a device would have to be waited for
+        counted, targets, windows = map(
+            self.compute.send, (cells, labels[cells], batch.window_of(cells))
+        )
         with self.compute.autocast():
-            losses = list(self._chunk_losses(inputs, counted, targets))
-        return torch.cat(losses), counted // inputs.shape[1]
+            losses = list(self._chunk_losses(self._inputs(batch), counted, targets))
+        return torch.cat(losses), windows
 
-    def _chunk_losses(self, inputs: Tensor, counted: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the network is called with.
+
+        Packed, layers pass on to each other what they compute in, as is usual on a GPU: reading
+        and writing float32 between them would take a twentieth of the time.
+        """
+        send = self.compute.send
+        inputs = send(batch.inputs)
+        if batch.starts is None:
+            return {"input_ids": inputs, "use_cache": False}
+        lengths = np.diff(batch.starts)
+        positions = np.arange(batch.starts[-1]) - np.repeat(batch.starts[:-1], lengths)
+        embed: Any = self.network.get_input_embeddings()  # type: ignore[operator]
+        return {
+            "inputs_embeds": embed(inputs).to(self.compute.dtype),
+            "position_ids": send(positions[None]),
+            "cu_seq_lens_q": send(batch.starts.astype(np.int32)),
+            "max_length_q": self.window,
+            "use_cache": False,
+        }
+
+    def _chunk_losses(
+        self, inputs: dict[str, Any], counted: Tensor, targets: Tensor
+    ) -> Iterator[Tensor]:
         """Losses at the flat positions `counted`, a chunk of logits at a time."""
         if not self._direct_head:
-            logits = self.network(input_ids=inputs, use_cache=False).logits
+            logits = self.network(**inputs).logits
             yield _cross_entropy(logits.flatten(0, 1)[counted], targets)
             return
         decoder, head = _parts(self.network)
-        hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-        rows = max(_HEAD_MULTIPLE, _LOGITS_AT_ONCE // head.weight.shape[0])
-        held = rows * _HELD_PIECES.get(inputs.device.type, 1)
+        hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)
+        kind = hidden.device.type
+        rows = max(_HEAD_MULTIPLE, _LOGITS_AT_ONCE[kind] // head.weight.shape[0])
+        held = rows * _HELD_PIECES[kind]
         many = torch.is_grad_enabled() and len(targets) > held
         pieces = zip(torch.split(counted, rows), torch.split(targets, rows), strict=True)
         for positions, target in pieces:
@@ -275,6 +332,32 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
     return network.get_decoder(), network.get_output_embeddings()  # type: ignore[operator]
+
+
+def _can_pack(network: nn.Module, compute: Compute) -> bool:
+    """Whether windows may share a row: on a GPU, and with attention that keeps them apart."""
+    attention = getattr(network.config, "_attn_implementation", None)
+    low = compute.dtype == torch.bfloat16
+    return attention == BLOCKED and low and compute.device.type == "cuda"
+
+
+def _width(network: nn.Module) -> int:
+    """Hidden units of all layers together."""
+    config: Any = network.config
+    config = config.get_text_config()
+    return int(config.num_hidden_layers * config.hidden_size)
+
+
+def _keep_angles_exact(network: nn.Module) -> None:
+    """Let rotary embeddings be float32 whatever the layers compute in."""
+    decoder, _ = _parts(network)
+    rotary: Any = decoder.rotary_emb
+    rotary.register_forward_pre_hook(_as_float32)
+
+
+def _as_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    hidden, *others = inputs
+    return hidden.new_empty(0, dtype=torch.float32), *others  # it is asked for its type alone
 
 
 @torch.no_grad()

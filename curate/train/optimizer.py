@@ -17,7 +17,7 @@ from curate.clock import MODEL, doing
 from curate.config.schema import TrainConfig
 from curate.errors import NonFiniteLoss
 from curate.read.documents import Documents
-from curate.read.windows import make_batches, rolling_windows
+from curate.read.windows import rolling_windows
 from curate.train.model import LanguageModel
 
 _LONGEST_RAMP = 100
@@ -147,12 +147,8 @@ class Optimizer:
         model = self.model
         windows = rolling_windows(term.documents.lengths, model.window, model.overlap)
         losses_of_batches = []
-        for batch in make_batches(
-            term.documents,
-            windows,
-            prefix_id=model.prefix_id,
-            microbatch_tokens=model.compute.training_microbatch_tokens,
-        ):
+        size = model.training_microbatch_tokens
+        for batch in model.batches(term.documents, windows, size):
             losses, _ = model.token_losses(batch)
             loss = losses.sum() * (term.weight / total)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -180,7 +180,7 @@ def test_chunked_output_head_changes_nothing(monkeypatch):
     model, documents = make_model(), make_documents(LENGTHS)
     expected = document_losses(model, documents)
     for chunk_rows in (1, 7):
-        monkeypatch.setattr(model_module, "_LOGITS_AT_ONCE", chunk_rows * VOCABULARY)
+        monkeypatch.setattr(model_module, "_LOGITS_AT_ONCE", {"cpu": chunk_rows * VOCABULARY})
         monkeypatch.setattr(model_module, "_HEAD_MULTIPLE", chunk_rows)
         np.testing.assert_allclose(document_losses(model, documents), expected, rtol=1e-5)
 

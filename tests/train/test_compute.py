@@ -1,5 +1,7 @@
 """Where models run, as far as a machine without a GPU can tell."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,17 +9,42 @@ import torch
 from curate.config.schema import ComputeConfig
 from curate.train.compute import resolve_compute
 
+GIB = 2**30
+
+
+def on_a_gpu(monkeypatch, memory, given=None):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory)
+    )
+    return resolve_compute(ComputeConfig(device="cuda:0", dtype="float32", microbatch_tokens=given))
+
 
 @pytest.mark.parametrize(
-    ("device", "given", "expected"),
-    [("cpu", None, 4096), ("cuda:0", None, 16384), ("cpu", 100, 100), ("cuda:0", 100, 100)],
+    ("memory", "width", "kind", "expected"),
+    [
+        (80 * GIB, 12 * 768, "fused", 65536),
+        (24 * GIB, 12 * 768, "fused", 65536),
+        (24 * GIB, 12 * 768, "plain", 16384),
+        (24 * GIB, 22 * 2048, "fused", 8192),
+        (80 * GIB, 22 * 2048, "fused", 32768),
+        (GIB, 80 * 8192, "plain", 1024),
+    ],
 )
-def test_batches_are_larger_on_a_gpu_unless_their_size_is_given(
-    device, given, expected, monkeypatch
-):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    config = ComputeConfig(device=device, dtype="float32", microbatch_tokens=given)
-    assert resolve_compute(config).microbatch_tokens == expected
+def test_a_gpu_gets_batches_whose_activations_fit(memory, width, kind, expected, monkeypatch):
+    compute = on_a_gpu(monkeypatch, memory)
+    assert compute.tokens_for(width, kind) == expected
+
+
+@pytest.mark.parametrize("given", [100, 1 << 20])
+def test_batches_are_of_the_size_that_is_asked_for(given, monkeypatch):
+    config = ComputeConfig(device="cpu", microbatch_tokens=given)
+    assert resolve_compute(config).tokens_for(9216, "plain") == given
+    assert on_a_gpu(monkeypatch, GIB, given).tokens_for(9216, "fused") == given
+
+
+def test_a_cpu_gets_small_batches():
+    assert resolve_compute(ComputeConfig(device="cpu")).tokens_for(9216, "plain") == 4096
 
 
 def test_what_is_sent_to_a_cpu_is_not_copied():

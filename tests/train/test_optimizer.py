@@ -104,7 +104,7 @@ def test_a_step_does_not_depend_on_the_microbatch(microbatch_tokens):
 def test_long_batches_recompute_the_output_head_to_the_same_gradient(monkeypatch):
     whole, chunked = make_model(), make_model()
     one = make_optimizer(whole).step([Term(DOCUMENTS)])
-    monkeypatch.setattr(model_module, "_LOGITS_AT_ONCE", 5 * VOCABULARY)
+    monkeypatch.setattr(model_module, "_LOGITS_AT_ONCE", {"cpu": 5 * VOCABULARY})
     monkeypatch.setattr(model_module, "_HEAD_MULTIPLE", 5)
     assert DOCUMENTS.num_tokens > 10
     other = make_optimizer(chunked).step([Term(DOCUMENTS)])

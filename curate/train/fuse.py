@@ -1,0 +1,48 @@
+"""Kernels of a GPU fused by PyTorch's compiler, where there is one.
+
+One operation after another, most of a layer's time on a GPU goes into reading and writing what lies
+between its matrix products. Compiled, those steps are a few kernels. One layer is compiled, for any
+number of tokens, and serves all layers of all models of its shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def fuse_layers(network: nn.Module) -> bool:
+    """Have the layers of a Llama network compiled when it is first called; whether they will be."""
+    if not can_fuse():
+        return False
+    decoder: Any = network.get_decoder()  # type: ignore[operator]
+    for part in (*decoder.layers, decoder.norm):
+        part.compile(dynamic=True)
+    return True
+
+
+@functools.cache
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors on a GPU, compiled where it can be."""
+    return torch.compile(function, dynamic=True) if can_fuse() else function
+
+
+@functools.cache
+def can_fuse() -> bool:
+    """Whether there is a compiler for the GPU, found out by trying."""
+    try:
+        torch.compile(torch.sin, dynamic=True)(torch.ones(64, device="cuda"))
+    except Exception as error:  # Triton's, a C compiler's, or that there is none
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"PyTorch cannot compile for this GPU, and models take about three times as long "
+            f"({reason}). Install Triton and a C compiler (gcc).",
+            stacklevel=2,
+        )
+        return False
+    return True

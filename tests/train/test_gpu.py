@@ -1,0 +1,91 @@
+"""What only a GPU can show: packed windows and fused layers compute what the definition says."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import PREFIX, make_documents
+
+from curate.config.schema import TrainConfig
+from curate.score.loss import document_losses, token_losses
+from curate.train.compute import Compute
+from curate.train.model import LanguageModel, ModelShape, build_network
+from curate.train.optimizer import Optimizer, Term
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+WORDS = 600
+SHAPE = ModelShape(
+    window=256,
+    longest_window=1024,
+    vocabulary_size=WORDS,
+    batch_tokens=4096,
+    learning_rate=1e-3,
+    llama={"hidden": 128, "layers": 3, "heads": 2, "intermediate": 352},
+)
+DOCUMENTS = make_documents([700, 1, 256, 30, 257, 64, 5, 900] * 5, seed=3, vocabulary=WORDS)
+
+
+def model(device, dtype):
+    network = build_network(SHAPE, WORDS, PREFIX, seed=3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    compute = Compute(torch.device(device), dtype, 2048)
+    return LanguageModel(network, window=256, overlap=32, prefix_id=PREFIX, compute=compute)
+
+
+def gradients(model):
+    optimizer = Optimizer(model, "proxy", TrainConfig(gradient_clip=1e9), lambda step: 0.0)
+    found = {}
+    for name, parameter in model.network.named_parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda one, name=name: found.__setitem__(name, one.grad.float().cpu().clone())
+        )
+    record = optimizer.step([Term(DOCUMENTS)])
+    return record, found
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return model("cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def on_gpu():
+    return model("cuda", torch.bfloat16)
+
+
+def test_losses_of_documents_and_tokens_are_those_of_float32_on_a_cpu(exact, on_gpu):
+    expected, found = (document_losses(one, DOCUMENTS) for one in (exact, on_gpu))
+    assert abs(found - expected).max() < 0.08
+    assert abs(found - expected).mean() < 0.015
+    assert abs((found - expected).mean()) < 0.005
+    with torch.no_grad():
+        expected, found = (token_losses(one, DOCUMENTS).cpu() for one in (exact, on_gpu))
+    assert (found - expected).abs().mean() < 0.05
+
+
+def test_frozen_copies_have_the_same_losses(on_gpu):
+    np.testing.assert_allclose(
+        document_losses(on_gpu.frozen_copy(), DOCUMENTS),
+        document_losses(on_gpu, DOCUMENTS),
+        atol=0.02,
+    )
+
+
+def test_documents_do_not_see_each_other(on_gpu):
+    """Alone or beside others in a row, a document has the same loss."""
+    together = document_losses(on_gpu, DOCUMENTS)
+    for place in (0, 1, 7):
+        alone = document_losses(on_gpu, DOCUMENTS.take(np.array([place])))
+        assert alone[0] == pytest.approx(together[place], abs=0.02)
+
+
+def test_gradients_are_those_of_float32_on_a_cpu():
+    expected, exact = gradients(model("cpu", torch.float32))
+    found, ours = gradients(model("cuda", torch.bfloat16))
+    assert found.loss == pytest.approx(expected.loss, abs=0.005)
+    assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)
+    for name, gradient in exact.items():
+        assert float((ours[name] - gradient).norm() / gradient.norm()) < 0.06, name
