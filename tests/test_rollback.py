@@ -302,7 +302,7 @@ def test_killed_in_the_rollback_with_parts_of_the_stage_on_disk(
     assert_same_outcome(run, whole)
     left = [name for name in listing(out / "state" / "rounds") if "round-0001" in name]
     assert left == [f"round-0001.0000.{kind}.parquet" for kind in ("decisions", "training")]
-    assert listing(out / "state" / "checkpoints") == ["scoring.pt"]
+    assert listing(out / "state" / "checkpoints") == []
 
 
 # Giving up.

@@ -256,7 +256,7 @@ class Rounds:
             }
         if stage != "scoring":
             method.check()
-        self._save(self._checkpoint(stage))
+        self._save(self._checkpoint(stage) if stage != self.stages()[-1] else None)
         result["parts"] = self._part + 1
         self._folder.finish(stage, result, [], self._part_started)
         self.tidy(stage)
@@ -317,9 +317,11 @@ class Rounds:
         self._stop.check()
 
     @doing(CHECKPOINT)
-    def _save(self, checkpoint: Path) -> None:
-        """Put the steps of a part and the method's state after it on disk."""
+    def _save(self, checkpoint: Path | None) -> None:
+        """Put the steps of a part, and the method's state if there is more to do, on disk."""
         self._steps.write(self._file(self._stage, "training", self._part))
+        if checkpoint is None:
+            return
         with atomic_path(checkpoint) as temporary:
             self._running().save(temporary)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,8 +22,6 @@ from curate.train.model import LanguageModel
 Float64 = npt.NDArray[np.float64]
 
 
-@doing(MODEL)
-@torch.no_grad()
 def document_losses(model: LanguageModel, documents: Documents, most: int | None = None) -> Float64:
     """Mean next-token loss of each document, float64 [N], nats per token.
 
@@ -33,16 +33,32 @@ def document_losses(model: LanguageModel, documents: Documents, most: int | None
         documents: N documents.
         most: tokens predicted of a document; longer ones are sampled. None for all.
     """
-    windows = _windows(model, documents, most)
-    device = model.compute.device
-    summed = torch.zeros(len(documents), dtype=torch.float64, device=device)
-    for batch in _batches(model, documents, windows):
-        losses, within = model.token_losses(batch)
-        per_window = torch.zeros(len(batch.windows), dtype=torch.float64, device=device)
-        per_window.index_add_(0, within, losses.double())
-        summed.index_add_(0, model.compute.send(windows.document[batch.windows]), per_window)
+    return losses_by_model([model], documents, most)[0]
+
+
+@doing(MODEL)
+@torch.no_grad()
+def losses_by_model(
+    models: Sequence[LanguageModel], documents: Documents, most: int | None = None
+) -> list[Float64]:
+    """`document_losses` of models that differ in their weights alone, which share batches.
+
+    Batches are then made once, and a device is waited for once.
+    """
+    first = models[0]
+    windows = _windows(first, documents, most)
+    device = first.compute.device
+    summed = torch.zeros(len(models), len(documents), dtype=torch.float64, device=device)
+    for batch in _batches(first, documents, windows):
+        document = first.compute.send(windows.document[batch.windows])
+        for model, sums in zip(models, summed, strict=True):
+            losses, within = model.token_losses(batch)
+            per_window = torch.zeros(len(batch.windows), dtype=torch.float64, device=device)
+            per_window.index_add_(0, within, losses.double())
+            sums.index_add_(0, document, per_window)
     counts = np.bincount(windows.document, windows.stop - windows.scored, minlength=len(documents))
-    return _per_token(summed.cpu().numpy(), counts)  # the one place that waits for the device
+    found = summed.cpu().numpy()  # the one place that waits for the device
+    return [_per_token(sums, counts) for sums in found]
 
 
 def tokens_read(

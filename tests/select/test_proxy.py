@@ -152,7 +152,7 @@ def test_what_would_be_kept_for_the_whole_run_is_looked_at_when_it_is_made(plant
     ensemble = make_ensemble(bench.context, sample, control=sound, reference=sound, proxy=sound)
     less_than_nothing = np.full(len(sample), -np.inf)
     with pytest.raises(NonFiniteLoss, match=r"^Document \d+ got a loss that is not"):
-        ensemble.redundancy.of(sample, less_than_nothing, None)
+        ensemble.redundancy.of(sample, less_than_nothing, np.zeros(len(sample)))
     method = METHODS["perplexity"](make_bench(planted, warmup_tokens=0).context)
     poison(method._proxy.scored)
     with pytest.raises(NonFiniteLoss, match=r"^Document \d+ got a loss that is not"):

@@ -25,7 +25,7 @@ from curate.noise import make_key, random_uint64
 from curate.read.documents import Documents
 from curate.score.excess import excess_loss, penalized_score
 from curate.score.loss import (
-    document_losses,
+    losses_by_model,
     mean_by_document,
     mean_loss,
     token_losses,
@@ -100,8 +100,8 @@ class BladeMethod:
             return self._score_tokens(block, learning=learning)
         if self._ensemble is not None:
             return self._soften(self._ensemble.scores(block, self._most), block)
-        control = document_losses(self._pair.control or self._proxy.scored, block, self._most)
-        reference = document_losses(self._reference, block, self._most)
+        pair = [self._pair.control or self._proxy.scored, self._reference]
+        control, reference = losses_by_model(pair, block, self._most)
         excess = excess_loss(control, reference)
         score = penalized_score(excess, self._lambda)
         read = tokens_read(self._reference, block, self._most)

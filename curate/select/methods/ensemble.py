@@ -22,7 +22,7 @@ import numpy as np
 
 from curate.read.documents import Documents
 from curate.score.excess import excess_loss, per_byte, spread
-from curate.score.loss import Float64, document_losses, tokens_read
+from curate.score.loss import Float64, document_losses, losses_by_model, tokens_read
 from curate.select.methods.base import Context, Scores, check_finite
 from curate.select.methods.classifier import TargetOdds
 from curate.train.model import LanguageModel
@@ -107,15 +107,15 @@ class RedundancyVote:
     mean: float
     spread: float
 
-    def of(self, documents: Documents, control: Float64, most: int | None) -> Float64:
+    def of(self, documents: Documents, control: Float64, now: Float64) -> Float64:
         """What is added to the score of each document, [N].
 
         Args:
             documents: the documents.
             control: their losses under the proxy at the sync, nats per token, [N].
-            most: tokens read of a document; None for all.
+            now: their losses under the proxy after the round, likewise.
         """
-        learned = _learned(self.proxy, documents, control, most)
+        learned = _learned(documents, control, now)
         return self.weight * np.minimum(LEARNED_FLOOR - (learned - self.mean) / self.spread, 0.0)
 
 
@@ -145,13 +145,15 @@ class Ensemble:
             most: tokens read of a document by the models; None for all.
         """
         voting = self.ngram.begin(documents) if self.ngram else None
-        control = document_losses(self.control, documents, most)
-        reference = document_losses(self.reference, documents, most)
+        models = [self.control, self.reference]
+        if self.redundancy is not None:
+            models.append(self.redundancy.proxy)
+        control, reference, *now = losses_by_model(models, documents, most)
         excess = excess_loss(control, reference)
         score = per_byte(excess, documents) / self.spread
         ngram = redundancy = None
         if self.redundancy is not None:
-            redundancy = self.redundancy.of(documents, control, most)
+            redundancy = self.redundancy.of(documents, control, now[0])
         if voting is not None:
             ngram = voting()
             score += ngram
@@ -218,12 +220,12 @@ def make_ensemble(
         NonFiniteLoss: a loss is NaN or infinite, or a log-odds could leave the range of float32.
     """
     blade, most = context.config.blade, context.config.score_tokens
-    before = document_losses(control, sample, most)
-    excess = excess_loss(before, document_losses(reference, sample, most))
+    before, after = losses_by_model([control, reference], sample, most)
+    excess = excess_loss(before, after)
     check_finite("an excess loss", excess, sample)
     unit, redundancy = spread(per_byte(excess, sample)), None
     if blade.redundancy_weight > 0:
-        learned = _learned(proxy, sample, before, most)
+        learned = _learned(sample, before, document_losses(proxy, sample, most))
         mean, least = float(learned.mean()), LEAST_LEARNED * unit
         found = max(float(learned.std()), least)
         redundancy = RedundancyVote(proxy, blade.redundancy_weight, mean, found)
@@ -231,13 +233,11 @@ def make_ensemble(
     return Ensemble(control, reference, unit, ngram, redundancy)
 
 
-def _learned(
-    proxy: LanguageModel, documents: Documents, control: Float64, most: int | None
-) -> Float64:
+def _learned(documents: Documents, control: Float64, now: Float64) -> Float64:
     """What the proxy has learned of each document since the sync, nats per byte, [N].
 
     An infinite loss would pass for having learned nothing, so it is an error here.
     """
-    learned = per_byte(control - document_losses(proxy, documents, most), documents)
+    learned = per_byte(control - now, documents)
     check_finite("a loss", learned, documents)
     return learned
