@@ -1,17 +1,18 @@
 """How well does a GPU do its work: model FLOPs utilization, and a whole run's idle time and cost.
 
 Needs nothing but a CUDA device and curate: documents are random tokens, and the pool of the run is
-the text of the Python installation at hand. Without a CUDA device it says so, and measures nothing.
+the source of Python and of the packages at hand. Without a CUDA device it says so, and measures
+nothing.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --shapes toy --model nano --megabytes 0.5 --device cpu    # a rehearsal
 
 Scoring is what a selection does: two models over the same documents. Training is optimizer steps on
 such documents. Both go through the product's own functions with document isolation: no document
-sees another. Utilization counts the FLOPs of real tokens alone: two
-for each weight of a matrix product and token, and the causal half of attention; three times as
-many in training. Padding, overlaps and whatever is computed twice count as nothing. The peak is the
-data sheet's, dense bfloat16; of a device that is not listed, the best of large products.
+sees another. Utilization counts the FLOPs of real tokens alone: two for each weight of a matrix
+product and token, and the causal half of attention; three times as many in training. Padding,
+overlaps and whatever is computed twice count as nothing. The peak is the data sheet's, dense
+bfloat16; of a device that is not listed, the best of large products.
 
 The idle share of a run is that in which no kernel ran, as nvidia-smi samples it; the start of
 Python and the loading of libraries come before. Its cost is that of a whole run beside plain
@@ -165,10 +166,12 @@ def repeat(work: Callable[[], Any], times: int, device: torch.device) -> list[fl
     return [timed(work, device) for _ in range(times + 2)][2:]
 
 
-def installed_text(place: Path, megabytes: float) -> None:
-    """A pool and a target made of the Python installation's source files."""
+def installed_text(place: Path, megabytes: float) -> float:
+    """A pool and a target made of Python's and installed packages' source files; its megabytes."""
     found, size = [], 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+    folders = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")]
+    files = [path for one in folders for path in sorted(Path(one).rglob("*.py"))]
+    for path in dict.fromkeys(files):
         text = path.read_text(encoding="utf-8", errors="ignore")
         found += [text[first : first + 4000] for first in range(0, len(text), 4000)]
         size += len(text)
@@ -178,6 +181,7 @@ def installed_text(place: Path, megabytes: float) -> None:
     pq.write_table(pa.table({"text": found}), place / "pool" / "0.parquet", row_group_size=1000)
     target = [text for text in found if "unittest" in text][:500] or found[:100]
     pq.write_table(pa.table({"text": target}), place / "target.parquet")
+    return round(size / 1e6, 1)
 
 
 @contextmanager
@@ -208,7 +212,7 @@ def whole_runs(options: argparse.Namespace, device: torch.device) -> Iterator[di
     repeats: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        installed_text(place, options.megabytes)
+        megabytes = installed_text(place, options.megabytes)
         settings = {
             "pool": str(place / "pool"), "target": str(place / "target.parquet"), "keep": 0.3,
             "model.name": options.model, "compute.device": options.device,
@@ -229,7 +233,7 @@ def whole_runs(options: argparse.Namespace, device: torch.device) -> Iterator[di
             )
             yield {
                 "model": options.model,
-                "megabytes": options.megabytes,
+                "megabytes": megabytes,
                 "tokens": tokens,
                 "idle": middle([one["idle"] for one in repeats]),
                 "bar_idle": 0.05,
@@ -275,6 +279,7 @@ def main() -> None:
             **common,
             "peak_flops": peak,
             "peak_from": source,
+            "score_tokens": options.score_tokens,
             "batch_tokens": options.batch_tokens,
             "repeats": options.repeats,
             "shapes": {},

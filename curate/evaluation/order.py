@@ -155,7 +155,7 @@ def _train(inputs: Inputs, plan: Plan, arm: str, seed: int, progress: Progress) 
 
     def on_tokens(tokens: int) -> None:
         progress.advance(tokens)
-        memory.after(tokens)
+        memory.now_and_then()
 
     try:
         return train_and_measure(

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,8 +30,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of mallopt(3)."""
 _HELD_KERNELS = 8
 """By PyTorch, beside oneDNN's own: as few as still take no time."""
-_TOKENS_BETWEEN_RETURNS = 80_000
-"""After which freed memory goes back: seconds of a small model's work (benchmarks/LOG.md)."""
+_SECONDS_BETWEEN_RETURNS = 5.0
+"""Of freed memory, which takes some hundredths of one (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +114,23 @@ def tune_memory() -> None:
 class FreedMemory:
     """Gives back to the system what `tune_memory` kept: the holes between live buffers.
 
-    Holes grow while buffers of many sizes come and go; what is in use does not. Worth doing every
-    few seconds of work: the pages are cleared anew when they are next used. A no-op where the C
+    Holes grow while buffers of many sizes come and go; what is in use does not. A no-op where the C
     library has no malloc_trim.
     """
 
     def __init__(self) -> None:
-        self._tokens = 0
+        self._given_back = time.monotonic()
 
-    def after(self, tokens: int) -> None:
-        """Told of tokens trained on or scored."""
-        self._tokens += tokens
-        if self._tokens >= _TOKENS_BETWEEN_RETURNS:
+    def now_and_then(self) -> None:
+        """Give back what there is, if it was not done lately: pages are cleared when used anew."""
+        if time.monotonic() - self._given_back >= _SECONDS_BETWEEN_RETURNS:
             self.give_back()
 
     def give_back(self) -> None:
         """Give back what there is now."""
-        self._tokens = 0
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self._given_back = time.monotonic()
 
 
 def _resolve_device(name: str) -> torch.device:
