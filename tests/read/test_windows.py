@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import PREFIX, make_documents, tokens_of
 
-from curate.read.windows import SAMPLE_PIECES, make_batches, rolling_windows, sampled_windows
+from curate.read.windows import (
+    SAMPLE_PIECES,
+    make_batches,
+    pack_batches,
+    rolling_windows,
+    sampled_windows,
+)
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=12)
 SIZES = st.integers(2, 17).flatmap(
@@ -135,6 +141,46 @@ def test_every_token_is_a_label_once_and_its_input_is_the_token_before(
     assert sorted(read) == list(range(len(windows)))
 
 
+@given(LENGTHS, SIZES, st.integers(1, 400), st.booleans())
+def test_packed_every_token_is_a_label_once_behind_its_own_document(
+    lengths, sizes, microbatch_tokens, some
+):
+    window, overlap = sizes
+    documents = make_documents(lengths)
+    documents.input_ids[:] = PREFIX + 1 + np.arange(documents.num_tokens)
+    wanted = documents.input_ids
+    if some:
+        documents = documents.masked(np.arange(documents.num_tokens) % 3 > 0)
+        wanted = wanted[documents.counted]
+    windows = rolling_windows(documents.lengths, window, overlap)
+    batches = pack_batches(
+        documents, windows, prefix_id=PREFIX, microbatch_tokens=microbatch_tokens
+    )
+    labels = []
+    for batch in batches:
+        assert batch.inputs.shape == batch.labels.shape == (1, batch.starts[-1])
+        assert len(batch.windows) == 1 or batch.inputs.size <= microbatch_tokens
+        cells = np.flatnonzero(batch.labels[0] != -100)
+        for cell, place in zip(cells, batch.window_of(cells), strict=True):
+            number = batch.windows[place]
+            text = [PREFIX, *tokens_of(documents)[windows.document[number]]]
+            before = batch.inputs[0, batch.starts[place] : cell + 1].tolist()
+            start = int(windows.start[number])
+            assert before == text[start : start + len(before)]
+            assert batch.labels[0, cell] == text[start + len(before)]
+            labels.append(batch.labels[0, cell])
+    assert labels == wanted.tolist()
+    read = [int(window) for batch in batches for window in batch.windows]
+    assert read == list(range(len(windows)))
+
+
+def test_packed_batches_are_about_as_large_as_each_other():
+    documents = make_documents([30] * 100)
+    windows = rolling_windows(documents.lengths, 32, 4)
+    batches = pack_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=1400)
+    assert [batch.inputs.size for batch in batches] == [1020, 1020, 960]
+
+
 def test_batches_pack_like_lengths_and_waste_little():
     documents = make_documents([3, 30] * 8)
     windows = rolling_windows(documents.lengths, 32, 4)
@@ -166,3 +212,4 @@ def test_no_documents_and_empty_documents_give_no_batches():
         windows = rolling_windows(documents.lengths, 8, 3)
         assert len(windows) == 0
         assert make_batches(documents, windows, prefix_id=0, microbatch_tokens=8) == []
+        assert pack_batches(documents, windows, prefix_id=0, microbatch_tokens=8) == []
