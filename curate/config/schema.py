@@ -154,8 +154,8 @@ class ComputeConfig(Section):
     )
     microbatch_tokens: int | None = option(
         None,
-        "padded tokens in one forward pass, half as many when training; bounds memory, changes no "
-        "result. By default 4096 on a CPU, 16384 on a GPU",
+        "tokens in one forward pass, padding included, half as many when training; bounds memory, "
+        "changes no result. By default 4096 on a CPU, up to 65536 on a GPU as its memory allows",
         minimum=1,
     )
     checkpoint_minutes: float = option(

@@ -21,6 +21,8 @@ BLOCKED = "curate_blocked"
 """What a model's config calls it."""
 _BLOCK = 128
 """Queries of a block."""
+_ROWS = 16
+"""Rows at once: however many there are, products and their results are of the same few sizes."""
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -33,6 +35,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     Returns:
         [B, L, D].
     """
+    parts = [slice(first, first + _ROWS) for first in range(0, len(query), _ROWS)]
+    return torch.cat([_attend_in_blocks(query[p], key[p], value[p], scale) for p in parts])
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     length = query.shape[1]
     query, keys = query * scale, key.transpose(1, 2)
     future = query.new_full((_BLOCK, _BLOCK), float("-inf")).triu(1)

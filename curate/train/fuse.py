@@ -28,8 +28,8 @@ def fuse_layers(network: nn.Module) -> bool:
 
 @functools.cache
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors on a GPU, compiled where it can be."""
-    return torch.compile(function, dynamic=True) if can_fuse() else function
+    """A function of tensors on a GPU, compiled for any sizes."""
+    return torch.compile(function, dynamic=True)
 
 
 @functools.cache

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curate.train.fuse import fused
+from curate.train.fuse import can_fuse, fused
 
-_ROWS = 512
-"""Rows of logits made at once on a CPU."""
+_ROWS = {"cpu": 512, "cuda": 4096}
+"""Rows of logits made at once, where a compiler does not spare what lies between their passes."""
 
 
 def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,7 +61,7 @@ class _HeadLosses(torch.autograd.Function):
 
 def _losses_and_errors(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The losses, float32 [M], and softmax(logits) - onehot(targets), [M, V]."""
-    if hidden.device.type == "cuda":
+    if hidden.device.type == "cuda" and can_fuse():
         both: tuple[Tensor, Tensor] = fused(_at_once)(hidden, head, targets)
         return both
     errors = hidden.new_empty(len(hidden), len(head))
@@ -70,12 +70,13 @@ def _losses_and_errors(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[T
 
 def _losses(hidden: Tensor, head: Tensor, targets: Tensor, errors: Tensor | None) -> Tensor:
     """The losses, some rows after others; `errors` [M, V] is filled where it is given."""
-    if hidden.device.type == "cuda":
+    if errors is None and hidden.device.type == "cuda" and can_fuse():
         alone: Tensor = fused(_losses_at_once)(hidden, head, targets)
         return alone
     losses = torch.empty(len(hidden), device=hidden.device)
-    for first in range(0, len(hidden), _ROWS):
-        part = slice(first, first + _ROWS)
+    rows = _ROWS[hidden.device.type]
+    for first in range(0, len(hidden), rows):
+        part = slice(first, first + rows)
         chosen = targets[part, None]
         logits = nn.functional.linear(hidden[part], head).float()
         log_share = nn.functional.log_softmax(logits, dim=-1)

@@ -81,8 +81,3 @@ def test_without_a_compiler_layers_stay_as_they_are():
     with pytest.warns(UserWarning, match="cannot compile for this GPU.*Install Triton"):
         assert not fuse.fuse_layers(network)
     assert not any(part._compiled_call_impl for part in network.modules())
-
-    def same(tensor):
-        return tensor
-
-    assert fuse.fused(same) is same
