@@ -150,7 +150,7 @@ def forward_products(
     windows = rolling_windows(documents.lengths, model.window, model.overlap)
     batches = make_batches(
         documents, windows, prefix_id=model.prefix_id,
-        microbatch_tokens=model.compute.microbatch_tokens,
+        microbatch_tokens=model.microbatch_tokens,
     )  # fmt: skip
     for batch in batches:
         rows, length = batch.inputs.shape
