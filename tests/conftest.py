@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 import pytest
-from run_helpers import STRICT, Run, shared_run
+from run_helpers import STRICT, Fault, Run, shared_run
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what is in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,6 +20,16 @@ def blade(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return shared_run(tmp_path_factory, **STRICT)
+
+
+@pytest.fixture(scope="session")
+def whole_random(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return shared_run(tmp_path_factory, method="random")
+
+
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    return Fault(monkeypatch)
 
 
 BASELINES = ("random", "color", "rho1", "dsir", "classifier", "perplexity")

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from curate.pipeline.folder import RunFolder
 from curate.records import OUTPUT_COLUMNS
 from curate.stop import Stop
 
@@ -319,3 +320,40 @@ OURS = [field.name for field in OUTPUT_COLUMNS]
 
 def shard_of(part: Path) -> int:
     return int(part.stem.removeprefix("part-"))
+
+
+class Fault:
+    """Raises KeyboardInterrupt as one stage is recorded, just before or just after."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stage: str | None = None
+        self.after = False
+        finish, write = RunFolder.finish, RunFolder._write
+
+        def faulty_finish(folder: RunFolder, stage: str, *rest: Any) -> None:
+            self.current = stage
+            finish(folder, stage, *rest)
+            if stage == self.stage and self.after:
+                raise KeyboardInterrupt
+
+        def faulty_write(folder: RunFolder) -> None:
+            if self.current == self.stage and not self.after:
+                raise KeyboardInterrupt
+            write(folder)
+
+        self.current = "create"
+        monkeypatch.setattr(RunFolder, "finish", faulty_finish)
+        monkeypatch.setattr(RunFolder, "_write", faulty_write)
+
+    def at(self, stage: str | None, *, after: bool) -> None:
+        self.stage, self.after, self.current = stage, after, "create"
+
+
+def interrupted_after(fault: Fault, stage: str, place: Path, **settings: Any) -> Path:
+    """The inputs of a run in `place`/out that ended once a stage was recorded."""
+    inputs = write_plain_pool(place)
+    fault.at(stage, after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, place / "out", **settings)
+    fault.at(None, after=True)
+    return inputs
