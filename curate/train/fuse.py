@@ -8,6 +8,7 @@ number of tokens, and serves all layers of all models of its shape.
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,12 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def can_fuse() -> bool:
-    """Whether there is a compiler for the GPU, found out by trying."""
+    """Whether there is a compiler for the GPU, found out by trying.
+
+    `TORCH_COMPILE_DISABLE=1` in the environment, which PyTorch knows too, does without.
+    """
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return False
     try:
         torch.compile(torch.sin, dynamic=True)(torch.ones(64, device="cuda"))
     except Exception as error:  # Triton's, a C compiler's, or that there is none

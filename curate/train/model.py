@@ -35,6 +35,8 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 28}
 """128 and 512 MiB in bfloat16."""
 _HELD_PIECES = {"cpu": 1, "cuda": 8}
 """Times as many logits whose errors are kept for the gradient; with more, they are made again."""
+_PACKED_ATTENTION = 8, 0
+"""Compute capability from which on PyTorch has a kernel for it (Ampere)."""
 _HEAD_MULTIPLE = 128
 """The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
@@ -336,9 +338,10 @@ def _parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
 
 def _can_pack(network: nn.Module, compute: Compute) -> bool:
     """Whether windows may share a row: on a GPU, and with attention that keeps them apart."""
-    attention = getattr(network.config, "_attn_implementation", None)
-    low = compute.dtype == torch.bfloat16
-    return attention == BLOCKED and low and compute.device.type == "cuda"
+    if compute.device.type != "cuda" or compute.dtype != torch.bfloat16:
+        return False
+    ours = getattr(network.config, "_attn_implementation", None) == BLOCKED
+    return ours and torch.cuda.get_device_capability(compute.device) >= _PACKED_ATTENTION
 
 
 def _width(network: nn.Module) -> int:

@@ -1,5 +1,7 @@
 """Windows packed into one row, as a GPU gets them, with the attention of other devices."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from curate.score.loss import document_losses, losses_by_model, token_losses
 from curate.train import fuse
 from curate.train import model as model_module
 from curate.train.attention import causal_attention, packed_attention
+from curate.train.compute import Compute
 from curate.train.optimizer import Optimizer, Term
 
 DOCUMENTS = make_documents([31, 1, 8, 0, 9, 60, 14, 3] * 3, seed=4)
@@ -75,9 +78,33 @@ def test_models_that_share_batches_have_the_losses_they_have_alone():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs that nothing can be compiled")
-def test_without_a_compiler_layers_stay_as_they_are():
+def test_without_a_compiler_layers_stay_as_they_are(monkeypatch):
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
     fuse.can_fuse.cache_clear()
     network = make_model().network
     with pytest.warns(UserWarning, match="cannot compile for this GPU.*Install Triton"):
         assert not fuse.fuse_layers(network)
     assert not any(part._compiled_call_impl for part in network.modules())
+    fuse.can_fuse.cache_clear()
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    with warnings.catch_warnings(action="error"):
+        assert not fuse.can_fuse()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "attention", "capability", "packs"),
+    [
+        ("cuda", torch.bfloat16, "curate_blocked", (9, 0), True),
+        ("cuda", torch.bfloat16, "curate_blocked", (7, 5), False),
+        ("cuda", torch.bfloat16, "sdpa", (9, 0), False),
+        ("cuda", torch.float32, "curate_blocked", (9, 0), False),
+        ("cpu", torch.bfloat16, "curate_blocked", (9, 0), False),
+    ],
+)
+def test_windows_are_packed_where_a_kernel_keeps_them_apart(
+    device, dtype, attention, capability, packs, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    network = make_model().network
+    network.config._attn_implementation = attention
+    assert model_module._can_pack(network, Compute(torch.device(device), dtype, 64)) == packs
