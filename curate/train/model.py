@@ -297,7 +297,7 @@ class LanguageModel:
             "inputs_embeds": embed(inputs).to(self.compute.dtype),
             "position_ids": send(positions[None]),
             "cu_seq_lens_q": send(batch.starts.astype(np.int32)),
-            "max_length_q": self.window,
+            "max_length_q": int(lengths.max()),
             "use_cache": False,
         }
 
