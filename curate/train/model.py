@@ -37,6 +37,7 @@ _HELD_PIECES = {"cpu": 1, "cuda": 8}
 """Times as many logits whose errors are kept for the gradient; with more, they are made again."""
 _PACKED_ATTENTION = 8, 0
 """Compute capability from which on PyTorch has a kernel for it (Ampere)."""
+_MANY_LAYERS, _MANY_UNITS = 32, 4096
 _HEAD_MULTIPLE = 128
 """The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
@@ -345,10 +346,11 @@ def _can_pack(network: nn.Module, compute: Compute) -> bool:
 
 
 def _width(network: nn.Module) -> int:
-    """Hidden units of all layers together."""
-    config: Any = network.config
-    config = config.get_text_config()
-    return int(config.num_hidden_layers * config.hidden_size)
+    """Hidden units of all layers together; those of a large model where its config has others."""
+    whole: Any = network.config
+    config = whole.get_text_config()
+    layers = getattr(config, "num_hidden_layers", _MANY_LAYERS)
+    return int(layers * getattr(config, "hidden_size", _MANY_UNITS))
 
 
 def _keep_angles_exact(network: nn.Module) -> None:

@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from curate.errors import InvalidInput
 from curate.score.loss import document_losses
+from curate.train import model as model_module
 from curate.train.model import PRESETS, build_network, count_parameters, find_shape, load_network
 
 UNKNOWN = (
@@ -184,3 +185,15 @@ def test_norms_are_those_of_llama(monkeypatch):
         network(input_ids=inputs, labels=inputs).loss.backward()
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_may_name_its_sizes_in_its_own_way():
+    class Config:
+        def get_text_config(self):
+            return self
+
+    network = torch.nn.Module()
+    network.config = Config()
+    assert model_module._width(network) == 32 * 4096
+    network.config = transformers.GPT2Config(n_layer=3, n_embd=8)
+    assert model_module._width(network) == 24
