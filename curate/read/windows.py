@@ -209,11 +209,11 @@ def _pack(documents: Documents, windows: Windows, chosen: Int64, prefix_id: int)
     starts = offsets_from_lengths(lengths)
     offset = documents.offsets[windows.document[chosen]]
     first = np.repeat(windows.start[chosen] - starts[:-1], lengths)
-    inputs_before = np.arange(starts[-1]) + first
-    token = inputs_before + np.repeat(offset, lengths)
+    place = np.arange(starts[-1]) + first  # in the document's sequence, whose input 0 is the prefix
+    token = place + np.repeat(offset, lengths)
     ids = documents.input_ids
-    inputs = np.where(inputs_before == 0, prefix_id, ids[np.maximum(token - 1, 0)].astype(np.int64))
-    counted = inputs_before >= np.repeat(windows.scored[chosen], lengths)
+    inputs = np.where(place == 0, prefix_id, ids[np.maximum(token - 1, 0)].astype(np.int64))
+    counted = place >= np.repeat(windows.scored[chosen], lengths)
     if documents.counted is not None:
         counted &= documents.counted[token]
     labels = np.where(counted, ids[token].astype(np.int64), -100)

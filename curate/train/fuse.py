@@ -46,7 +46,7 @@ def can_fuse() -> bool:
     except Exception as error:  # Triton's, a C compiler's, or that there is none
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
-            f"PyTorch cannot compile for this GPU, and models take about three times as long "
+            f"PyTorch cannot compile for this GPU, and models take up to twice as long "
             f"({reason}). Install Triton and a C compiler (gcc).",
             stacklevel=2,
         )

@@ -35,9 +35,10 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 28}
 """128 and 512 MiB in bfloat16."""
 _HELD_PIECES = {"cpu": 1, "cuda": 8}
 """Times as many logits whose errors are kept for the gradient; with more, they are made again."""
-_PACKED_ATTENTION = 8, 0
-"""Compute capability from which on PyTorch has a kernel for it (Ampere)."""
+_PACKING_CAPABILITY = 8, 0
+"""Compute capability from which on PyTorch has a kernel for packed attention (Ampere)."""
 _MANY_LAYERS, _MANY_UNITS = 32, 4096
+"""Taken for a model whose config names its sizes otherwise: those of 7 billion parameters."""
 _HEAD_MULTIPLE = 128
 """The output head sees multiples of this many positions, so that its shapes are few."""
 _LONGEST_PRETRAINED_WINDOW = 2048
@@ -342,7 +343,7 @@ def _can_pack(network: nn.Module, compute: Compute) -> bool:
     if compute.device.type != "cuda" or compute.dtype != torch.bfloat16:
         return False
     ours = getattr(network.config, "_attn_implementation", None) == BLOCKED
-    return ours and torch.cuda.get_device_capability(compute.device) >= _PACKED_ATTENTION
+    return ours and torch.cuda.get_device_capability(compute.device) >= _PACKING_CAPABILITY
 
 
 def _width(network: nn.Module) -> int:

@@ -1,11 +1,12 @@
 """Layers compiled as for a GPU, as far as a machine without one can tell: by what is traced."""
 
+import dataclasses
 import functools
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import PREFIX, VOCABULARY, make_documents, one_thread, wrap  # noqa: F401
+from tiny_models import PREFIX, SHAPE, VOCABULARY, make_documents, one_thread, wrap  # noqa: F401
 from torch._dynamo.utils import counters
 
 from curate.score.loss import document_losses
@@ -13,16 +14,9 @@ from curate.train import attention as attention_module
 from curate.train import fuse
 from curate.train import model as model_module
 from curate.train.attention import packed_attention
-from curate.train.model import ModelShape, build_network
+from curate.train.model import build_network
 
-SHAPE = ModelShape(
-    window=16,
-    longest_window=64,
-    vocabulary_size=VOCABULARY,
-    batch_tokens=64,
-    learning_rate=1e-2,
-    llama={"hidden": 16, "layers": 3, "heads": 2, "intermediate": 32},
-)
+DEEPER = dataclasses.replace(SHAPE, llama={**(SHAPE.llama or {}), "layers": 3})
 
 
 @torch.library.custom_op("curate_tests::attend", mutates_args=())
@@ -63,7 +57,7 @@ def traced(monkeypatch):
 
 def test_one_layer_is_compiled_for_all_layers_models_and_lengths(traced):
     models = [
-        wrap(build_network(SHAPE, VOCABULARY, PREFIX, seed), window=16).frozen_copy()
+        wrap(build_network(DEEPER, VOCABULARY, PREFIX, seed), window=16).frozen_copy()
         for seed in (0, 1)
     ]
     for number, lengths in enumerate(([3, 40, 9], [16] * 9, [2, 5], [61, 30, 30, 7])):
