@@ -7,6 +7,7 @@ repeat, and are medians over the repeats. Pools larger than the one given repeat
 Time per token can be constant only where the work per token is. On pools below some 20 million
 tokens a sync takes 120 steps whatever their size, so K is set, and small, for the question of time;
 then some 15 seconds of a run are still its start and the measuring of samples, which do not grow.
+So the result also has the time per further token: of a pool's tokens beyond the smallest pool's.
 
     python benchmarks/growth.py --pool POOL --target TARGET --work WORK --name time \
         --megabytes 18 --sizes 1 2 4 8 --set blade.reference_steps=5
@@ -116,6 +117,7 @@ def main() -> None:
                 **{key: round(median([row[key] for row in found]), 2) for key in MEASURES},
                 **{f"{key}_ratios": ratios(found, base, key) for key in MEASURES},
                 **{f"{key}_ratio": median(ratios(found, base, key)) for key in MEASURES},
+                "microseconds_per_further_token": further(found, base),
                 "activity_seconds": found[-1]["activity_seconds"],
             }
             for size, found in rows.items()
@@ -139,6 +141,21 @@ MEASURES = ("microseconds_per_token", "processor_microseconds_per_token", "peak_
 def ratios(rows: list[dict[str, Any]], base: list[dict[str, Any]], key: str) -> list[float]:
     """One figure over the smallest pool's in the same repeat."""
     return [round(row[key] / other[key], 3) for row, other in zip(rows, base, strict=True)]
+
+
+def further(rows: list[dict[str, Any]], base: list[dict[str, Any]]) -> list[float] | None:
+    """Microseconds for each token that the smallest pool does not have, in each repeat."""
+    if rows is base:
+        return None
+    return [
+        round((microseconds(row) - microseconds(other)) / (row["tokens"] - other["tokens"]), 2)
+        for row, other in zip(rows, base, strict=True)
+    ]
+
+
+def microseconds(row: dict[str, Any]) -> float:
+    """A whole run's."""
+    return float(row["microseconds_per_token"] * row["tokens"])
 
 
 def median(values: list[float]) -> float:

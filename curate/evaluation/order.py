@@ -155,7 +155,7 @@ def _train(inputs: Inputs, plan: Plan, arm: str, seed: int, progress: Progress) 
 
     def on_tokens(tokens: int) -> None:
         progress.advance(tokens)
-        memory.now_and_then()
+        memory.when_grown()
 
     try:
         return train_and_measure(

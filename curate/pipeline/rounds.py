@@ -128,7 +128,7 @@ class Rounds:
     def on_tokens(self, tokens: int) -> None:
         """Show progress, and give memory back; what a warm-up does besides steps can stop here."""
         self._progress.advance(tokens)
-        self._memory.now_and_then()
+        self._memory.when_grown()
         if self._stage == "warm-up":
             self._stop.check()
 

@@ -6,8 +6,8 @@ import contextlib
 import ctypes
 import math
 import os
-import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,10 +28,10 @@ _SHARE_FOR_ACTIVATIONS = 0.4
 """Of a GPU's memory. The rest is for weights, of four models or more, and for logits."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of mallopt(3)."""
-_HELD_KERNELS = 8
-"""By PyTorch, beside oneDNN's own: as few as still take no time."""
-_SECONDS_BETWEEN_RETURNS = 5.0
-"""Of freed memory, which takes some hundredths of one (benchmarks/LOG.md)."""
+_HELD_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 384, "LRU_CACHE_CAPACITY": 8}
+"""Of matrix products, by oneDNN and by PyTorch: as few as still take no time."""
+_GROWTH_BETWEEN_RETURNS = 1 / 3
+"""Of the process, since freed memory was last given back (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,13 @@ def tune_memory() -> None:
     third of the time of a small model. So it is to keep them. A no-op elsewhere. Arrow is to take
     its buffers from there too, since what a heap of its own keeps cannot be given back.
 
-    PyTorch holds the last 1,024 matrix products' kernels beside those that oneDNN holds anyway, a
-    quarter of a megabyte each, which adds up as shapes come by. It is told before its first
+    oneDNN holds the last 1,024 matrix products' kernels, a quarter of a megabyte each, which adds
+    up as shapes come by, and PyTorch holds as many beside it. Both are told before their first
     product, or never.
     """
     pa.set_memory_pool(pa.system_memory_pool())
-    os.environ.setdefault("LRU_CACHE_CAPACITY", str(_HELD_KERNELS))
+    for name, held in _HELD_KERNELS.items():
+        os.environ.setdefault(name, str(held))
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
@@ -115,22 +116,29 @@ class FreedMemory:
     """Gives back to the system what `tune_memory` kept: the holes between live buffers.
 
     Holes grow while buffers of many sizes come and go; what is in use does not. A no-op where the C
-    library has no malloc_trim.
+    library has no malloc_trim, or the system no /proc.
     """
 
     def __init__(self) -> None:
-        self._given_back = time.monotonic()
+        self._left = _resident_pages()
 
-    def now_and_then(self) -> None:
-        """Give back what there is, if it was not done lately: pages are cleared when used anew."""
-        if time.monotonic() - self._given_back >= _SECONDS_BETWEEN_RETURNS:
+    def when_grown(self) -> None:
+        """Give back what there is if the process has grown: pages are cleared when used anew."""
+        if _resident_pages() > (1 + _GROWTH_BETWEEN_RETURNS) * self._left:
             self.give_back()
 
     def give_back(self) -> None:
         """Give back what there is now."""
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self._given_back = time.monotonic()
+        self._left = _resident_pages()
+
+
+def _resident_pages() -> int:
+    """Memory of this process; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1])
+    return 0
 
 
 def _resolve_device(name: str) -> torch.device:

@@ -1,5 +1,8 @@
-"""Where models run, as far as a machine without a GPU can tell."""
+"""Where models run, as far as a machine without a GPU can tell, and what memory they leave."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,3 +54,38 @@ def test_what_is_sent_to_a_cpu_is_not_copied():
     array = np.arange(3)
     compute = resolve_compute(ComputeConfig(device="cpu"))
     assert compute.send(array).data_ptr() == array.ctypes.data
+
+
+HOLES = """
+import os
+from pathlib import Path
+import numpy as np
+from curate.train.compute import FreedMemory, tune_memory
+
+def megabytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+def fill(count):
+    buffers = [np.ones(2**17) for _ in range(count)]
+    return buffers[-1]
+
+tune_memory()
+memory = FreedMemory()
+start = megabytes()
+last = fill(int(GROWTH * start))
+grown = megabytes() - start
+memory.when_grown()
+print(grown, megabytes() - start)
+"""
+"""Buffers of a MiB, of which the last lives on, so that those before it are a hole."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+@pytest.mark.parametrize(("growth", "returned"), [(0.1, False), (0.6, True)])
+def test_freed_memory_is_given_back_once_the_process_has_grown_by_a_third(growth, returned):
+    script = HOLES.replace("GROWTH", str(growth))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    grown, left = map(int, done.stdout.split())
+    assert grown > 0
+    assert (left < grown / 4) == returned
