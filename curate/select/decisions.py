@@ -98,11 +98,16 @@ class DecisionWriter:
 
 
 class _Buffer:
-    """Record batches on their way into one Parquet file, written when `size` units are held."""
+    """Record batches on their way into one Parquet file, written when `size` units are held.
+
+    They are held in a few tables, each at most half of the one before. Thousands of small arrays
+    would lie scattered over the heap, and what is free between them would be too small for the next
+    large one (benchmarks/LOG.md).
+    """
 
     def __init__(self, writer: pq.ParquetWriter, size: int) -> None:
         self._writer, self._size = writer, size
-        self._held: list[pa.RecordBatch] = []
+        self._held: list[pa.Table] = []
         self._units = 0
 
     def __enter__(self) -> _Buffer:
@@ -112,14 +117,17 @@ class _Buffer:
         self._flush()
 
     def add(self, batch: pa.RecordBatch, units: int) -> None:
-        self._held.append(batch)
+        held = self._held
+        held.append(pa.Table.from_batches([batch]))
+        while len(held) > 1 and held[-2].num_rows < 2 * held[-1].num_rows:
+            held[-2:] = [pa.concat_tables(held[-2:]).combine_chunks()]
         self._units += units
         if self._units >= self._size:
             self._flush()
 
     def _flush(self) -> None:
         if self._held:
-            self._writer.write_table(pa.Table.from_batches(self._held))
+            self._writer.write_table(pa.concat_tables(self._held))
         self._held, self._units = [], 0
 
 

@@ -41,7 +41,7 @@ _ALONE = re.compile(
 _MARKS = "".join(c for c in map(chr, range(0x300, 0xFB20)) if unicodedata.category(c)[0] == "M")
 """Vowel signs and accents, which are no word characters to a regular expression."""
 _WORDS = re.compile(rf"[\w{_MARKS}]+|[^\w\s{_MARKS}]+")
-_REMEMBERED_WORDS = 500_000
+_REMEMBERED_WORDS = 50_000
 _LONGEST_REMEMBERED = 64
 _LEFT = np.uint64(0x9E3779B97F4A7C15)
 _RIGHT = np.uint64(0xC2B2AE3D27D4EB4F)
