@@ -100,7 +100,7 @@ class DecisionWriter:
 class _Buffer:
     """Record batches on their way into one Parquet file, written when `size` units are held.
 
-    They are held in a few tables, each at most half of the one before. Thousands of small arrays
+    They are held in a few tables, each less than half of the one before. Thousands of small arrays
     would lie scattered over the heap, and what is free between them would be too small for the next
     large one (benchmarks/LOG.md).
     """
@@ -119,7 +119,7 @@ class _Buffer:
     def add(self, batch: pa.RecordBatch, units: int) -> None:
         held = self._held
         held.append(pa.Table.from_batches([batch]))
-        while len(held) > 1 and held[-2].num_rows < 2 * held[-1].num_rows:
+        while len(held) > 1 and held[-2].num_rows <= 2 * held[-1].num_rows:
             held[-2:] = [pa.concat_tables(held[-2:]).combine_chunks()]
         self._units += units
         if self._units >= self._size:
