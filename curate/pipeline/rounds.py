@@ -237,7 +237,6 @@ class Rounds:
     def _run_stage(self, stage: str, index: int, partial: Mapping[str, Any] | None) -> None:
         method = self._running()
         self._stage, self._part = stage, partial["part"] + 1 if partial else 0
-        gc.collect()
         self._memory.give_back()  # a stage begins with a peak of its own
         self._discard(stage, self._part)
         self._steps = StepLog()
