@@ -17,9 +17,9 @@ So the result also has the time per further token: of a pool's tokens beyond the
         --megabytes 1000 --sizes 1 --repeats 1 --set blade.warmup_tokens=1000000 \
         --set blade.round_share=0.01 --set blade.reference_steps=20      # hours, for its peak alone
 
-Finished runs are lines of WORK/NAME.jsonl and are not made again by the same code, so the
-benchmark runs in pieces. Peak memory is that of the largest process; on a CPU, and with the default
-method, curate starts no other.
+Finished runs are lines of benchmarks/results/growth-NAME.jsonl and are not made again by the same
+code, so the benchmark runs in pieces. Peak memory is that of the largest process; on a CPU, and
+with the default method, curate starts no other.
 Writes benchmarks/results/growth-NAME.json.
 """
 
@@ -90,8 +90,15 @@ def main() -> None:
             shutil.rmtree(begun, ignore_errors=True)
             write_pool(options.pool, begun, size * options.megabytes * 1e6)
             begun.rename(pool)
-    done = options.work / f"{options.name}.jsonl"
-    asked = [f"{options.megabytes:g} MB", *arguments, f"code {code_version()}"]
+    done = RESULTS / f"growth-{options.name}.jsonl"
+    smallest = f"{options.megabytes:g} MB"
+    asked = [
+        smallest,
+        options.target.name,
+        options.model,
+        *options.settings,
+        f"code {code_version()}",
+    ]
     rows = read_rows(done, options.sizes, asked)
     for number, size in itertools.product(range(options.repeats), options.sizes):
         if number < len(rows[size]):
@@ -100,7 +107,8 @@ def main() -> None:
         row = run(pool, options.work / "out", arguments)
         rows[size].append(row)
         with done.open("a") as file:
-            file.write(json.dumps({"size": size, "asked": asked, **row}) + "\n")
+            line = {"size": size, "asked": asked, **describe_machine("torch"), **row}
+            file.write(json.dumps(line) + "\n")
         print(size, row, flush=True)
     base = rows[options.sizes[0]]
     result = {
