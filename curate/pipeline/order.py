@@ -101,11 +101,11 @@ def _go_on(inputs: Inputs, folder: RunFolder, stream: TextIO, stop: Stop) -> dic
 def _run_stages(
     inputs: Inputs, folder: RunFolder, progress: Progress, stream: TextIO, stop: Stop
 ) -> dict[str, int]:
-    if inputs.compute.device.type == "cpu":
-        tune_memory()
     tokenizer = tokenizer_stage(inputs, folder, progress)
     cache = tokens_stage(inputs, folder, tokenizer, progress)
     target = read_target(inputs, tokenizer, progress)
+    if inputs.compute.device.type == "cpu":
+        tune_memory()
     num_parameters = count_parameters(
         inputs.config.model.name, inputs.shape, tokenizer.vocabulary_size
     )

@@ -28,6 +28,8 @@ _SHARE_FOR_ACTIVATIONS = 0.4
 """Of a GPU's memory. The rest is for weights, of four models or more, and for logits."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of mallopt(3)."""
+_MAPPED_FROM = (1 << 25, 1 << 30)
+"""Bytes of a buffer that has pages of its own. Older versions of glibc take the first at most."""
 _HELD_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 384, "LRU_CACHE_CAPACITY": 8}
 """Of matrix products, by oneDNN and by PyTorch: as few as still take no time."""
 _GROWTH_BETWEEN_RETURNS = 1 / 3
@@ -99,16 +101,20 @@ def tune_memory() -> None:
     third of the time of a small model. So it is to keep them. A no-op elsewhere. Arrow is to take
     its buffers from there too, since what a heap of its own keeps cannot be given back.
 
+    What other threads free is kept for good from then on, so text should be tokenized before.
+
     oneDNN holds the last 1,024 matrix products' kernels, a quarter of a megabyte each, which adds
     up as shapes come by, and PyTorch holds as many beside it. Both are told before their first
     product, or never.
     """
+    pa.default_memory_pool().release_unused()
     pa.set_memory_pool(pa.system_memory_pool())
     for name, held in _HELD_KERNELS.items():
         os.environ.setdefault(name, str(held))
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        for least in _MAPPED_FROM:
+            mallopt(_M_MMAP_THRESHOLD, least)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
