@@ -66,8 +66,6 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
     request = record.request_digest(inputs, model_settings(inputs))
     report = record.find_report(inputs.run, request)
     if report is None:
-        if inputs.compute.device.type == "cpu":
-            tune_memory()
         try:
             report = _go_on(inputs, request, stream)
         except DiskFull as full:
@@ -81,6 +79,8 @@ def _go_on(inputs: Inputs, request: str, stream: TextIO) -> dict[str, Any]:
     out = inputs.run.out
     with locked(out), writing(out), Progress(stream) as progress:
         plan = _resolve(inputs, progress)
+        if inputs.compute.device.type == "cpu":
+            tune_memory()
         print(visible_lines(describe_plan(inputs, plan)), file=stream)
         trained = _train_all(inputs, plan, progress, stream)
         report = make_report(inputs, plan, trained, request)

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.clock import READ, doing
@@ -29,6 +28,7 @@ from curate.files import atomic_path
 from curate.noise import make_key, random_uint64, shuffled_order, uniform
 from curate.read.corpus import Corpus, Shard
 from curate.read.documents import Documents, concatenate, cut, from_tokens
+from curate.read.metadata import metadata_values
 from curate.read.tokenizer import NOT_UTF8, TextTokenizer, read_texts, text_bytes
 from curate.records import DOCUMENT, make_document_id
 
@@ -38,9 +38,6 @@ PARTITION_TOKENS = 2_000_000
 MAX_PARTITIONS = 64
 WINDOW_FRAGMENTS = 64
 _BYTES_PER_TOKEN = 4
-_LONGEST_METADATA_TEXT = 256
-_FARTHEST_SECONDS = 9_223_372_022_400
-"""From 1970, either way, that a timestamp of the log can be."""
 
 WhichIds = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
 """Tells of document ids [N] whether each is meant."""
@@ -295,42 +292,6 @@ def write_fragments(
             yield writer.flush()
     if writer.rows:
         yield writer.flush()
-
-
-def metadata_values(column: pa.Array) -> pa.Array:
-    """A column as the log carries it: plain types, long strings cut to 256 characters."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string_view(column.type):
-        column = column.cast(pa.binary_view()).cast(pa.large_binary()).view(pa.large_string())
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return pc.utf8_slice_codeunits(_valid(column), 0, _LONGEST_METADATA_TEXT).cast(pa.string())
-    if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
-        return _that_a_log_holds(column)
-    return column
-
-
-def _that_a_log_holds(column: pa.Array) -> pa.Array:
-    """Times with null for those outside of a day, and those more than 290,000 years from 1970."""
-    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
-    if pa.types.is_time(column.type):
-        least, most = 0, 86_400 * per_second
-    else:
-        most = min(_FARTHEST_SECONDS * per_second, 2**63 - 2)
-        least = -most
-    values = column.view(pa.int32() if column.type.bit_width == 32 else pa.int64())
-    inside = pc.and_(pc.greater_equal(values, least), pc.less_equal(values, most))
-    return pc.if_else(inside, column, pa.scalar(None, column.type))
-
-
-def _valid(column: pa.Array) -> pa.Array:
-    """A string column with bytes that are not UTF-8 replaced."""
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        values = column.cast(pa.large_binary()).to_pylist()
-        return pa.array([None if one is None else one.decode(errors="replace") for one in values])
-    return column
 
 
 class _FragmentWriter:

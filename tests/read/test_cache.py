@@ -15,7 +15,6 @@ from curate.read.cache import (
     cache_from_json,
     draw_batches,
     draw_blocks,
-    metadata_values,
     plan_partitions,
     write_fragments,
 )
@@ -237,33 +236,6 @@ def test_partitions_follow_from_the_size_of_the_text(pool, monkeypatch):
     assert 5 <= plan_partitions(corpus) <= 6
     monkeypatch.setattr(cache_module, "PARTITION_TOKENS", 1)
     assert plan_partitions(corpus) == 64
-
-
-def test_long_metadata_texts_are_cut_at_characters():
-    assert metadata_values(pa.array(["é" * 300, None])).to_pylist() == ["é" * 256, None]
-    coded = pa.array(["a", "b", "a", None]).dictionary_encode()
-    assert metadata_values(coded).to_pylist() == ["a", "b", "a", None]
-    views = pa.array(["é" * 300, None], pa.string_view())
-    assert metadata_values(views).to_pylist() == ["é" * 256, None]
-
-
-@pytest.mark.parametrize(
-    ("kind", "values", "held"),
-    [
-        (pa.timestamp("s", "UTC"), [0, 2**62, None], [0, None, None]),
-        (pa.timestamp("ms"), [-62135596800000000, -1, 2**62], [None, -1, None]),
-        (pa.timestamp("us"), [2**62, 2**63 - 1, -(2**63)], [2**62, None, None]),
-        (pa.timestamp("ns"), [2**62, 2**63 - 1, 0], [2**62, None, 0]),
-        (pa.time64("us"), [0, 86_400_000_000, 86_400_000_001], [0, 86_400_000_000, None]),
-        (pa.time32("s"), [-1, 86_399, 86_401], [None, 86_399, None]),
-    ],
-    ids=str,
-)
-def test_times_that_a_log_cannot_hold_are_null(kind, values, held):
-    whole = pa.int32() if kind.bit_width == 32 else pa.int64()
-    found = metadata_values(pa.array(values, whole).view(kind))
-    assert found.type == kind
-    assert found.view(whole).to_pylist() == held
 
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=8), max_size=5), st.integers(1, 25))

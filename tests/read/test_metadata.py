@@ -1,0 +1,72 @@
+"""Metadata as the log carries it: nothing in it that DuckDB would refuse once a run is over."""
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curate.read.metadata import metadata_values
+
+
+def test_long_metadata_texts_are_cut_at_characters():
+    assert metadata_values(pa.array(["é" * 300, None])).to_pylist() == ["é" * 256, None]
+    coded = pa.array(["a", "b", "a", None]).dictionary_encode()
+    assert metadata_values(coded).to_pylist() == ["a", "b", "a", None]
+    views = pa.array(["é" * 300, None], pa.string_view())
+    assert metadata_values(views).to_pylist() == ["é" * 256, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "held"),
+    [
+        (pa.timestamp("s", "UTC"), [0, 2**62, None], [0, None, None]),
+        (pa.timestamp("ms"), [-62135596800000000, -1, 2**62], [None, -1, None]),
+        (pa.timestamp("us"), [2**62, 2**63 - 1, -(2**63)], [2**62, None, None]),
+        (pa.timestamp("ns"), [2**62, 2**63 - 1, 0], [2**62, None, 0]),
+        (pa.time64("us"), [0, 86_400_000_000, 86_400_000_001], [0, 86_400_000_000, None]),
+        (pa.time32("s"), [-1, 86_399, 86_401], [None, 86_399, None]),
+    ],
+    ids=str,
+)
+def test_times_that_a_log_cannot_hold_are_null(kind, values, held):
+    whole = pa.int32() if kind.bit_width == 32 else pa.int64()
+    found = metadata_values(pa.array(values, whole).view(kind))
+    assert found.type == kind
+    assert found.view(whole).to_pylist() == held
+
+
+BAD = pa.array([b"a", b"\xff", b"b", None], pa.large_binary()).view(pa.large_string())
+OFFSETS = pa.array([0, 2, 3, 3, 4], pa.int32())
+
+
+@pytest.mark.parametrize(
+    ("column", "held"),
+    [
+        (BAD, ["a", "\ufffd", "b", None]),
+        (pa.StructArray.from_arrays([BAD], ["x"]), [{"x": "a"}, None, {"x": "b"}, {"x": None}]),
+        (pa.ListArray.from_arrays(OFFSETS, BAD), [None, ["b"], [], [None]]),
+        (pa.FixedSizeListArray.from_arrays(BAD, 2), [None, ["b", None]]),
+        (
+            pa.MapArray.from_arrays(OFFSETS, ["k", "l", "m", "n"], BAD),
+            [None, [("m", "b")], [], [("n", None)]],
+        ),
+        (
+            pa.ListArray.from_arrays(OFFSETS, pa.StructArray.from_arrays([BAD], ["x"])),
+            [None, [{"x": "b"}], [], [{"x": None}]],
+        ),
+        (pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a":', None])), ['{"a":', None]),
+    ],
+    ids=["string", "struct", "list", "fixed", "map", "structs", "json"],
+)
+def test_what_a_log_would_refuse_is_replaced_or_null(column, held, tmp_path):
+    found = metadata_values(column)
+    assert found.to_pylist() == held
+    pq.write_table(pa.table({"found": found}), tmp_path / "found.parquet")
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE log AS FROM '{tmp_path / 'found.parquet'}'")
+        assert connection.execute("SELECT count(*) FROM log").fetchone() == (len(held),)
+
+
+def test_nested_values_that_are_sound_are_left_as_they_are():
+    column = pa.array([{"x": ["é" * 300]}, None, {"x": []}])
+    assert metadata_values(column) is column
