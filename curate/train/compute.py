@@ -32,7 +32,7 @@ _MAPPED_FROM = (1 << 25, 1 << 30)
 """Bytes of a buffer that has pages of its own. Older versions of glibc take the first at most."""
 _HELD_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 384, "LRU_CACHE_CAPACITY": 8}
 """Of matrix products, by oneDNN and by PyTorch: as few as still take no time."""
-_GROWTH_BETWEEN_RETURNS = 0.5
+_GROWTH_BETWEEN_RETURNS = 0.35
 """Of the process, since freed memory was last given back (benchmarks/LOG.md)."""
 
 
