@@ -251,7 +251,13 @@ def _write_jsonl(folder: Path, parts: list[_Part]) -> int:
 def _write_hf(folder: Path, parts: list[_Part]) -> int:
     from datasets import DatasetInfo, Features  # noqa: PLC0415 (slow to import)
 
-    features = Features.from_arrow_schema(_hf_schema(parts[0].schema))
+    try:
+        features = Features.from_arrow_schema(_hf_schema(parts[0].schema))
+    except ValueError as error:  # such as views of lists
+        raise InvalidInput(
+            f"A column has a type that Hugging Face datasets lack ({short_reason(error)}).",
+            "Export with --to parquet or --to jsonl.",
+        ) from error
     schema = features.arrow_schema
     names = [f"data-{index:05d}-of-{len(parts):05d}.arrow" for index in range(len(parts))]
     rows = 0

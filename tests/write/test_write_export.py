@@ -187,6 +187,18 @@ def test_hf_maps_in_lists_of_a_fixed_size(tmp_path: Path):
     assert row["x"] == [[{"key": "a", "value": 1}], []]
 
 
+def test_types_that_datasets_lack(tmp_path: Path):
+    table = pa.table({"x": pa.array([["a"]], pa.list_view(pa.string()))})
+    write_run_of_one(tmp_path / "out", table)
+    with pytest.raises(InvalidInput) as caught:
+        export_dataset(tmp_path / "out", to="hf", dest=tmp_path / "hf")
+    assert caught.value.problem.startswith("A column has a type that Hugging Face datasets lack (")
+    assert caught.value.remedy == "Export with --to parquet or --to jsonl."
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for to in ("parquet", "jsonl"):
+        assert export_dataset(tmp_path / "out", to=to, dest=tmp_path / to).rows == 1
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_pool_that_was_materialized_before(tmp_path: Path, to: str):
     table = pa.table({"text": ["a"], "curate_copy": [7]})
