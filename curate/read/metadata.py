@@ -17,7 +17,7 @@ def metadata_values(column: pa.Array) -> pa.Array:
     since it need not be well-formed. Times that a log cannot hold, and structs, lists and maps with
     a string that is not UTF-8 in them, are null.
     """
-    if isinstance(column.type, pa.JsonType):
+    if getattr(column.type, "extension_name", None) == "arrow.json":  # no type before pyarrow 19
         column = column.storage
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
