@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import io
 import json
@@ -221,6 +222,43 @@ def test_types_that_arrow_only_slices(tmp_path: Path) -> None:
     assert verify(run.out, full=True).findings == ()
     done = export(run.out, to="jsonl", dest=tmp_path / "lines", materialize=True)
     assert done.documents == len(wanted)
+
+
+def test_values_within_others_that_arrow_or_a_log_has_doubts_about(tmp_path: Path) -> None:
+    """The dataset has them as they are; the log has null for what it cannot hold."""
+    inputs = write_plain_pool(tmp_path / "inputs", shards=1)
+    path = inputs / "pool" / "0.parquet"
+    plain = pq.read_table(path)
+    count = plain.num_rows
+    odd = [i % 3 == 0 for i in range(count)]
+    offsets = pa.array(range(count + 1), pa.int32())
+    calls = pa.array(['{"a":' if one else "[]" for one in odd])
+    names = pa.array([b"\xff" if one else b"x" for one in odd]).view(pa.string())
+    times = pa.array([2**40 if one else 0 for one in odd]).view(pa.time64("us"))
+    far = pa.array([2**62 if one else 0 for one in odd]).view(pa.timestamp("ms"))
+    columns = {
+        "calls": pa.ListArray.from_arrays(
+            offsets, pa.ExtensionArray.from_storage(pa.json_(), calls)
+        ),
+        "coded": pa.StructArray.from_arrays([calls.dictionary_encode()], ["x"]),
+        "name": pa.StructArray.from_arrays([names], ["x"]),
+        "time": pa.ListArray.from_arrays(offsets, times),
+        "far": pa.StructArray.from_arrays([far], ["x"]),
+    }
+    pq.write_table(pa.table({"text": plain["text"], **columns}), path, row_group_size=4)
+    settings = {"metadata_columns": list(columns), "write__row_group_rows": 3}
+    run = run_tiny(inputs, tmp_path / "out", method="random", keep=0.5, **settings)
+    assert verify(run.out, full=True).findings == ()
+    logged = run.sql("SELECT calls, coded, name, time, far FROM document ORDER BY row")
+    midnight, day = datetime.time(), datetime.datetime(1970, 1, 1)
+    sound = (["[]"], {"x": "[]"}, {"x": "x"}, [midnight], {"x": day})
+    doubted = (['{"a":'], {"x": '{"a":'}, None, None, None)
+    assert logged == [doubted if one else sound for one in odd]
+    export(run.out, to="hf", dest=tmp_path / "hf")
+    kept = [row for (row,) in run.sql("SELECT row FROM kept ORDER BY row")]
+    exported = datasets.load_from_disk(str(tmp_path / "hf"))
+    for name in ("calls", "coded"):
+        assert list(exported[name]) == [logged[row][name == "coded"] for row in kept]
 
 
 def test_a_compressed_jsonl_pool(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def rank_sums(first: AttachedLog, second: AttachedLog) -> str:
         WINDOW x AS (ORDER BY a.score), y AS (ORDER BY b.score)
     )
     SELECT count(*) AS n, sum(x) AS x, sum(y) AS y,
-        sum(x * x) AS xx, sum(y * y) AS yy, sum(x * y) AS xy
+        sum(x::HUGEINT * x) AS xx, sum(y::HUGEINT * y) AS yy, sum(x::HUGEINT * y) AS xy
     FROM ranked
     """
 

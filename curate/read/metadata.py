@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from curate.read.schema import relax
 
 _LONGEST_TEXT = 256
 _FARTHEST_SECONDS = 9_223_372_022_400
@@ -13,12 +18,14 @@ _FARTHEST_SECONDS = 9_223_372_022_400
 def metadata_values(column: pa.Array) -> pa.Array:
     """A column with plain types and nothing that a log cannot hold.
 
-    Strings have what is not UTF-8 replaced and are cut to 256 characters; JSON is such a string,
-    since it need not be well-formed. Times that a log cannot hold, and structs, lists and maps with
-    a string that is not UTF-8 in them, are null.
+    Strings have what is not UTF-8 replaced and are cut to 256 characters. JSON is text, since it
+    need not be well-formed, also within structs, lists and maps. Times that a log cannot hold, and
+    structs, lists and maps with one or with a string that is not UTF-8 in them, are null.
     """
-    if getattr(column.type, "extension_name", None) == "arrow.json":  # no type before pyarrow 19
-        column = column.storage
+    kind = relax(column.type, _json_as_text)
+    if kind != relax(column.type):
+        with contextlib.suppress(pa.ArrowNotImplementedError):  # there is no cast of list views
+            column = column.cast(kind)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string_view(column.type):
@@ -27,11 +34,16 @@ def metadata_values(column: pa.Array) -> pa.Array:
         return pc.utf8_slice_codeunits(_valid_texts(column), 0, _LONGEST_TEXT).cast(pa.string())
     if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
         return _times_of_a_log(column)
-    if pa.types.is_nested(column.type) and not _is_valid(column):
+    if pa.types.is_nested(column.type) and not _is_held(column):
         rows = range(len(column))
-        held = [row if _is_valid(column.take(pa.array([row]))) else None for row in rows]
+        held = [row if _is_held(column.take(pa.array([row]))) else None for row in rows]
         return column.take(pa.array(held, pa.int64()))
     return column
+
+
+def _json_as_text(kind: pa.DataType) -> pa.DataType:
+    is_json = getattr(kind, "extension_name", None) == "arrow.json"  # no type before pyarrow 19
+    return kind.storage_type if is_json else kind
 
 
 def _times_of_a_log(column: pa.Array) -> pa.Array:
@@ -62,3 +74,30 @@ def _is_valid(column: pa.Array) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
+
+
+def _is_held(column: pa.Array) -> bool:
+    """Whether a log can hold all of a nested column's values."""
+    times = (leaf for leaf in _leaves(column) if pa.types.is_timestamp(leaf.type))
+    return _is_valid(column) and all(
+        _times_of_a_log(leaf).null_count == leaf.null_count for leaf in times
+    )
+
+
+def _leaves(column: pa.Array) -> Iterator[pa.Array]:
+    """The values within nested ones that are not nested themselves."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _leaves(column.storage)
+    elif pa.types.is_dictionary(kind):
+        yield from _leaves(column.dictionary_decode())
+    elif pa.types.is_struct(kind):
+        for field in column.flatten():
+            yield from _leaves(field)
+    elif pa.types.is_map(kind):
+        yield from _leaves(column.keys)
+        yield from _leaves(column.items)
+    elif pa.types.is_nested(kind):
+        yield from _leaves(column.flatten())
+    else:
+        yield column

@@ -147,14 +147,21 @@ def merge_inferred(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     return pa.schema(list(merged.values()))
 
 
-def relax(kind: pa.DataType) -> pa.DataType:
-    """The type with every nested field nullable."""
+def relax(
+    kind: pa.DataType, convert: Callable[[pa.DataType], pa.DataType] = lambda kind: kind
+) -> pa.DataType:
+    """The type with every nested field nullable, and what is not nested converted."""
+
+    def inner(field: pa.Field) -> pa.Field:
+        return field.with_type(relax(field.type, convert)).with_nullable(True)
+
     if pa.types.is_struct(kind):
-        return pa.struct([_relax_field(kind.field(i)) for i in range(kind.num_fields)])
+        return pa.struct([inner(kind.field(i)) for i in range(kind.num_fields)])
     if pa.types.is_map(kind):
-        return pa.map_(relax(kind.key_type), relax(kind.item_type), kind.keys_sorted)
+        key, item = relax(kind.key_type, convert), relax(kind.item_type, convert)
+        return pa.map_(key, item, kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_relax_field(kind.value_field), kind.list_size)
+        return pa.list_(inner(kind.value_field), kind.list_size)
     for matches, build in (
         (pa.types.is_list, pa.list_),
         (pa.types.is_large_list, pa.large_list),
@@ -162,8 +169,8 @@ def relax(kind: pa.DataType) -> pa.DataType:
         (pa.types.is_large_list_view, pa.large_list_view),
     ):
         if matches(kind):
-            return build(_relax_field(kind.value_field))
-    return kind
+            return build(inner(kind.value_field))
+    return convert(kind)
 
 
 def project(schema: pa.Schema, columns: Sequence[str] | None, role: str) -> pa.Schema:
@@ -210,10 +217,6 @@ def take_values(column: pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         pieces = [column.slice(int(run[0]), len(run)) for run in runs if len(run)]
         return pa.concat_arrays(pieces) if pieces else column.slice(0, 0)
-
-
-def _relax_field(field: pa.Field) -> pa.Field:
-    return field.with_type(relax(field.type)).with_nullable(True)
 
 
 def _looser(ours: pa.Field, theirs: pa.Field) -> pa.Field:

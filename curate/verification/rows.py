@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from curate.errors import CurateError
 from curate.read.corpus import Corpus
-from curate.read.schema import take_rows
+from curate.read.schema import relax, take_rows
 from curate.records import split_document_id
 from curate.select.masks import MaskReader
 from curate.verification import log_sql
@@ -207,20 +207,21 @@ def _read(group: Group) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(group.part.path) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group.index]):
                 for column in batch.columns:
-                    _as_bytes(column).validate(full=True)
+                    column.view(relax(column.type, _unjudged)).validate(full=True)
                 yield batch
     except UNREADABLE as error:
         raise _DamagedPart(str(error), "Run curate again with another --out.") from None
 
 
-def _as_bytes(column: pa.Array) -> pa.Array:
-    """Strings as bytes, which need not be UTF-8: a pool's metadata keeps what it has."""
-    if isinstance(column, pa.DictionaryArray):
-        return pa.DictionaryArray.from_arrays(
-            column.indices, _as_bytes(column.dictionary), safe=False
-        )
-    kind = _BYTES.get(column.type)
-    return column if kind is None else column.view(kind)
+def _unjudged(kind: pa.DataType) -> pa.DataType:
+    """Bytes for strings, times and decimals, whose values Arrow judges: a pool's are kept."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return relax(kind.storage_type, _unjudged)
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, relax(kind.value_type, _unjudged), kind.ordered)
+    if pa.types.is_time(kind) or pa.types.is_decimal(kind):
+        return pa.binary(kind.bit_width // 8)
+    return _BYTES.get(kind, kind)
 
 
 _BYTES = {
@@ -267,7 +268,7 @@ class _SourceRows:
 def _stored(schema: pa.Schema) -> pa.Schema:
     """The schema as Parquet gives it back: it has no seconds, for one."""
     sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink, use_compliant_nested_type=False)
+    pq.ParquetWriter(sink, schema, use_compliant_nested_type=False).close()
     return pq.read_schema(pa.BufferReader(sink.getvalue()))
 
 

@@ -83,7 +83,8 @@ class _Part:
                 yield from repeated_batches(self.path, part_number(self.path), self.seed)
                 return
             with pq.ParquetFile(self.path) as file:
-                yield from file.iter_batches(batch_size=BATCH_ROWS)
+                for group in range(file.num_row_groups):  # nested dictionaries are read by group
+                    yield from file.iter_batches(BATCH_ROWS, row_groups=[group])
 
     def tables(self) -> Iterator[pa.Table]:
         """The same rows in pieces of even size, however few rows a pass takes from a batch."""

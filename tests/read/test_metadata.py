@@ -1,5 +1,7 @@
 """Metadata as the log carries it: nothing in it that DuckDB would refuse once a run is over."""
 
+import datetime
+
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +38,9 @@ def test_times_that_a_log_cannot_hold_are_null(kind, values, held):
 
 
 BAD = pa.array([b"a", b"\xff", b"b", None], pa.large_binary()).view(pa.large_string())
+JSON = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a":', "{}", None, "1"]))
+FAR = pa.array([0, 2**62, None, 0], pa.int64()).view(pa.timestamp("ms"))
+DAY = datetime.datetime(1970, 1, 1)
 OFFSETS = pa.array([0, 2, 3, 3, 4], pa.int32())
 
 
@@ -54,9 +59,39 @@ OFFSETS = pa.array([0, 2, 3, 3, 4], pa.int32())
             pa.ListArray.from_arrays(OFFSETS, pa.StructArray.from_arrays([BAD], ["x"])),
             [None, [{"x": "b"}], [], [{"x": None}]],
         ),
-        (pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a":', None])), ['{"a":', None]),
+        (
+            pa.StructArray.from_arrays([FAR, BAD], ["t", "x"]),
+            [{"t": DAY, "x": "a"}, None, {"t": None, "x": "b"}, {"t": DAY, "x": None}],
+        ),
+        (pa.ListArray.from_arrays(OFFSETS, FAR), [None, [None], [], [DAY]]),
+        (
+            pa.MapArray.from_arrays(OFFSETS, FAR.fill_null(0), ["k", "l", "m", "n"]),
+            [None, [(DAY, "m")], [], [(DAY, "n")]],
+        ),
+        (
+            pa.ListArray.from_arrays(OFFSETS, FAR.dictionary_encode()),
+            [None, [None], [], [DAY]],
+        ),
+        (JSON, ['{"a":', "{}", None, "1"]),
+        (
+            pa.ExtensionArray.from_storage(pa.json_(pa.large_string()), BAD),
+            ["a", "\ufffd", "b", None],
+        ),
+        (
+            pa.StructArray.from_arrays([JSON, BAD], ["x", "y"]),
+            [{"x": '{"a":', "y": "a"}, None, {"x": None, "y": "b"}, {"x": "1", "y": None}],
+        ),
+        (pa.ListArray.from_arrays(OFFSETS, JSON), [['{"a":', "{}"], [None], [], ["1"]]),
+        (
+            pa.MapArray.from_arrays(OFFSETS, ["k", "l", "m", "n"], JSON),
+            [[("k", '{"a":'), ("l", "{}")], [("m", None)], [], [("n", "1")]],
+        ),
     ],
-    ids=["string", "struct", "list", "fixed", "map", "structs", "json"],
+    ids=[
+        *("string", "struct", "list", "fixed", "map", "structs"),
+        *("times in a struct", "times in a list", "times in a map", "coded times in a list"),
+        *("json", "json not UTF-8", "json in a struct", "json in a list", "json in a map"),
+    ],
 )
 def test_what_a_log_would_refuse_is_replaced_or_null(column, held, tmp_path):
     found = metadata_values(column)
