@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.read.schema import relax
+from curate.read.schema import convert_leaves, relax
 
 _LONGEST_TEXT = 256
 _FARTHEST_SECONDS = 9_223_372_022_400
@@ -22,10 +21,9 @@ def metadata_values(column: pa.Array) -> pa.Array:
     need not be well-formed, also within structs, lists and maps. Times that a log cannot hold, and
     structs, lists and maps with one or with a string that is not UTF-8 in them, are null.
     """
-    kind = relax(column.type, _json_as_text)
+    kind = convert_leaves(column.type, _json_as_text)
     if kind != relax(column.type):
-        with contextlib.suppress(pa.ArrowNotImplementedError):  # there is no cast of list views
-            column = column.cast(kind)
+        column = column.view(kind)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string_view(column.type):

@@ -147,19 +147,22 @@ def merge_inferred(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     return pa.schema(list(merged.values()))
 
 
-def relax(
-    kind: pa.DataType, convert: Callable[[pa.DataType], pa.DataType] = lambda kind: kind
-) -> pa.DataType:
-    """The type with every nested field nullable, and what is not nested converted."""
+def relax(kind: pa.DataType) -> pa.DataType:
+    """The type with every nested field nullable."""
+    return convert_leaves(kind, lambda leaf: leaf)
+
+
+def convert_leaves(kind: pa.DataType, convert: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """The type with what is not nested converted, and every nested field nullable."""
 
     def inner(field: pa.Field) -> pa.Field:
-        return field.with_type(relax(field.type, convert)).with_nullable(True)
+        return field.with_type(convert_leaves(field.type, convert)).with_nullable(True)
 
     if pa.types.is_struct(kind):
         return pa.struct([inner(kind.field(i)) for i in range(kind.num_fields)])
     if pa.types.is_map(kind):
-        key, item = relax(kind.key_type, convert), relax(kind.item_type, convert)
-        return pa.map_(key, item, kind.keys_sorted)
+        key = convert_leaves(kind.key_type, convert)
+        return pa.map_(key, convert_leaves(kind.item_type, convert), kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(inner(kind.value_field), kind.list_size)
     for matches, build in (

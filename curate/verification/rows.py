@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from curate.errors import CurateError
 from curate.read.corpus import Corpus
-from curate.read.schema import relax, take_rows
+from curate.read.schema import convert_leaves, take_rows
 from curate.records import split_document_id
 from curate.select.masks import MaskReader
 from curate.verification import log_sql
@@ -207,7 +207,7 @@ def _read(group: Group) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(group.part.path) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group.index]):
                 for column in batch.columns:
-                    column.view(relax(column.type, _unjudged)).validate(full=True)
+                    column.view(_unjudged(column.type)).validate(full=True)
                 yield batch
     except UNREADABLE as error:
         raise _DamagedPart(str(error), "Run curate again with another --out.") from None
@@ -215,10 +215,14 @@ def _read(group: Group) -> Iterator[pa.RecordBatch]:
 
 def _unjudged(kind: pa.DataType) -> pa.DataType:
     """Bytes for strings, times and decimals, whose values Arrow judges: a pool's are kept."""
+    return convert_leaves(kind, _unjudged_leaf)
+
+
+def _unjudged_leaf(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.BaseExtensionType):
-        return relax(kind.storage_type, _unjudged)
+        return _unjudged(kind.storage_type)
     if pa.types.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, relax(kind.value_type, _unjudged), kind.ordered)
+        return pa.dictionary(kind.index_type, _unjudged(kind.value_type), kind.ordered)
     if pa.types.is_time(kind) or pa.types.is_decimal(kind):
         return pa.binary(kind.bit_width // 8)
     return _BYTES.get(kind, kind)

@@ -83,6 +83,10 @@ OFFSETS = pa.array([0, 2, 3, 3, 4], pa.int32())
         ),
         (pa.ListArray.from_arrays(OFFSETS, JSON), [['{"a":', "{}"], [None], [], ["1"]]),
         (
+            pa.ListViewArray.from_arrays(OFFSETS[:4], pa.array([2, 1, 0, 1], pa.int32()), JSON),
+            [['{"a":', "{}"], [None], [], ["1"]],
+        ),
+        (
             pa.MapArray.from_arrays(OFFSETS, ["k", "l", "m", "n"], JSON),
             [[("k", '{"a":'), ("l", "{}")], [("m", None)], [], [("n", "1")]],
         ),
@@ -90,7 +94,8 @@ OFFSETS = pa.array([0, 2, 3, 3, 4], pa.int32())
     ids=[
         *("string", "struct", "list", "fixed", "map", "structs"),
         *("times in a struct", "times in a list", "times in a map", "coded times in a list"),
-        *("json", "json not UTF-8", "json in a struct", "json in a list", "json in a map"),
+        *("json", "json not UTF-8", "json in a struct", "json in a list"),
+        *("json in a view of lists", "json in a map"),
     ],
 )
 def test_what_a_log_would_refuse_is_replaced_or_null(column, held, tmp_path):
