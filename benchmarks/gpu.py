@@ -5,7 +5,7 @@ the source of Python and of the packages at hand. Without a CUDA device it says 
 nothing.
 
     python benchmarks/gpu.py
-    python benchmarks/gpu.py --shapes toy --model nano --megabytes 0.5 --device cpu    # a rehearsal
+    python benchmarks/gpu.py --shapes toy --model nano --megabytes 0.3 1 --device cpu    # rehearse
 
 Scoring is what a selection does: two models over the same documents. Training is optimizer steps on
 such documents. Both go through the product's own functions with document isolation: no document
@@ -16,7 +16,9 @@ bfloat16; of a device that is not listed, the best of large products.
 
 The idle share of a run is that in which no kernel ran, as nvidia-smi samples it; the start of
 Python and the loading of libraries come before. Its cost is that of a whole run beside plain
-training of the same proxy for an epoch of the same pool, as in overhead.py.
+training of the same proxy for an epoch of the same pool, as in overhead.py. Pools are run in the
+order given. The first run of the process compiles kernels; what the last pool took beyond the one
+before it says how runs grow.
 
 Writes benchmarks/results/gpu-shapes.json and gpu-run.json, after each shape and repeat what there
 is; a rehearsal writes nothing.
@@ -47,8 +49,9 @@ from overhead import plain, run
 import curate
 from curate.config.schema import ComputeConfig, TrainConfig
 from curate.read.documents import Documents, offsets_from_lengths
-from curate.score.loss import document_losses
+from curate.score.loss import losses_by_model
 from curate.train.compute import resolve_compute
+from curate.train.flash import has_flash_attention
 from curate.train.model import LanguageModel, ModelShape, build_network
 from curate.train.optimizer import Optimizer, Term
 
@@ -129,11 +132,7 @@ def utilization(name: str, options: argparse.Namespace, peak: float) -> dict[str
     scored = random_documents(options.score_tokens, window)
     pair = proxy.frozen_copy(), proxy.frozen_copy()
 
-    def score() -> None:
-        for model in pair:
-            document_losses(model, scored)
-
-    scoring = repeat(score, options.repeats, compute.device)
+    scoring = repeat(lambda: losses_by_model(pair, scored), options.repeats, compute.device)
     step = random_documents(options.batch_tokens, window)
     optimizer = Optimizer(proxy, "proxy", TrainConfig(), lambda _: 1e-4)
     training = repeat(lambda: optimizer.step([Term(step)]), options.repeats * 3, compute.device)
@@ -148,7 +147,8 @@ def utilization(name: str, options: argparse.Namespace, peak: float) -> dict[str
     }
     tokens = {"scoring": 2 * scored.num_tokens, "training": step.num_tokens}
     return {
-        "microbatch_tokens": proxy.microbatch_tokens,
+        "microbatch_tokens": [proxy.microbatch_tokens, proxy.training_microbatch_tokens],
+        "flash_attention": has_flash_attention(compute.device),
         "peak_memory_bytes": memory,
     } | {
         kind: {
@@ -202,51 +202,80 @@ def busy_samples(device: torch.device) -> Iterator[list[float]]:
             process.wait()
             file.seek(0)
             found += [float(line) for line in file if line.strip().isdigit()]
+    if not found:
+        raise RuntimeError("nvidia-smi gave no sample of the device's use")
 
 
 def whole_runs(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The device's idle share in a `curate run`, its cost, and where it says its time went.
 
-    After each repeat, what there is so far.
+    After each run, what there is so far.
     """
-    repeats: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        megabytes = installed_text(place, options.megabytes)
-        settings = {
-            "pool": str(place / "pool"), "target": str(place / "target.parquet"), "keep": 0.3,
-            "model.name": options.model, "compute.device": options.device,
-            "compute.microbatch_tokens": options.microbatch_tokens,
-        }  # fmt: skip
-        for _ in range(options.repeats):
-            with busy_samples(device) as samples:
-                seconds, activities = run(place / "out", settings)
-            epoch, tokens = plain(place / "out", options.device, options.model)
-            repeats.append(
-                {
-                    "idle": round(1 - statistics.fmean(samples) / 100, 4) if samples else None,
-                    "times_plain": round(seconds / epoch, 3),
-                    "seconds": round(seconds, 1),
-                    "plain_seconds": round(epoch, 1),
-                    "activity_seconds": {key: round(one, 2) for key, one in activities.items()},
+    pools: list[dict[str, Any]] = []
+    for megabytes in options.megabytes:
+        pools.append({"repeats": []})
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            pools[-1]["megabytes"] = installed_text(place, megabytes)
+            for _ in range(options.repeats):
+                measured, pools[-1]["tokens"] = one_run(place, options, device)
+                pools[-1]["repeats"].append(measured)
+                for name in ("idle", "times_plain"):
+                    values = [one[name] for one in pools[-1]["repeats"]]
+                    pools[-1][name] = statistics.median(values)
+                yield {
+                    "model": options.model,
+                    "bar_idle": 0.05,
+                    "bar_times_plain": 1.25,
+                    "pools": pools,
+                    **growth(pools[-2:]),
                 }
-            )
-            yield {
-                "model": options.model,
-                "megabytes": megabytes,
-                "tokens": tokens,
-                "idle": middle([one["idle"] for one in repeats]),
-                "bar_idle": 0.05,
-                "times_plain": middle([one["times_plain"] for one in repeats]),
-                "bar_times_plain": 1.25,
-                "repeats": repeats,
-            }
 
 
-def middle(values: list[float | None]) -> float | None:
-    """The median of what was measured."""
-    measured = [one for one in values if one is not None]
-    return statistics.median(measured) if measured else None
+def one_run(
+    place: Path, options: argparse.Namespace, device: torch.device
+) -> tuple[dict[str, Any], int]:
+    """A run over the pool in a folder, plain training beside it, and the pool's tokens."""
+    settings = {
+        "pool": str(place / "pool"), "target": str(place / "target.parquet"), "keep": 0.3,
+        "model.name": options.model, "compute.device": options.device,
+        "compute.microbatch_tokens": options.microbatch_tokens,
+    }  # fmt: skip
+    with busy_samples(device) as samples:
+        seconds, activities = run(place / "out", settings)
+    epoch, tokens = plain(place / "out", options.device, options.model)
+    idle = 1 - statistics.fmean(samples or [0]) / 100
+    return {
+        "idle": round(idle, 4),
+        "idle_seconds": round(idle * seconds, 1),
+        "times_plain": round(seconds / epoch, 3),
+        "seconds": round(seconds, 1),
+        "plain_seconds": round(epoch, 1),
+        "activity_seconds": {key: round(one, 2) for key, one in activities.items()},
+    }, tokens
+
+
+def growth(pools: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a pool took beyond another: its cost beside plain training, and the idle share."""
+    if len(pools) < 2 or pools[0]["tokens"] >= pools[1]["tokens"]:
+        return {}
+    smaller, larger = (
+        [
+            statistics.median(one[name] for one in pool["repeats"])
+            for name in ("seconds", "plain_seconds", "idle_seconds")
+        ]
+        for pool in pools
+    )
+    seconds, plain_seconds, idle = (
+        after - before for before, after in zip(smaller, larger, strict=True)
+    )
+    found = {
+        "tokens": pools[1]["tokens"] - pools[0]["tokens"],
+        "seconds": round(seconds, 1),
+        "times_plain": round(seconds / plain_seconds, 3),
+        "idle": round(idle / seconds, 4),
+    }
+    return {"beyond_the_pool_before": found}
 
 
 def main() -> None:
@@ -258,7 +287,9 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=131_072)
     parser.add_argument("--microbatch-tokens", type=int, help="the product's default if not given")
     parser.add_argument("--model", default="base", help="preset of the run")
-    parser.add_argument("--megabytes", type=float, default=100, help="text of the run's pool")
+    parser.add_argument(
+        "--megabytes", nargs="*", type=float, default=[10, 10, 100], help="text of the runs' pools"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()

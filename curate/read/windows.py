@@ -8,6 +8,7 @@ after the first re-read `overlap` inputs as context and are scored only on what 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,7 +150,6 @@ class Batch:
         return np.searchsorted(self.starts, cells, side="right") - 1
 
 
-@doing(PACK)
 def make_batches(
     documents: Documents,
     windows: Windows,
@@ -157,7 +157,7 @@ def make_batches(
     prefix_id: int,
     microbatch_tokens: int,
     multiple: int = 64,
-) -> list[Batch]:
+) -> Iterator[Batch]:
     """Group windows of like length into padded batches of at most `microbatch_tokens` cells.
 
     Rows are padded to a multiple of `multiple` inputs, and batches to a multiple of an eighth of
@@ -168,7 +168,6 @@ def make_batches(
     """
     order = np.argsort(-windows.lengths, kind="stable")
     padded = np.minimum(-(-windows.lengths[order] // multiple) * multiple, windows.window)
-    batches = []
     first = 0
     while first < len(order):
         width = int(padded[first])
@@ -176,32 +175,32 @@ def make_batches(
         chosen = order[first : first + _rows_of_like_length(padded[first : first + rows])]
         step = -(-rows // _ROW_STEPS)
         shape = (min(rows, -(-len(chosen) // step) * step), width)
-        batches.append(_fill(documents, windows, chosen, shape, prefix_id))
+        with doing(PACK):
+            batch = _fill(documents, windows, chosen, shape, prefix_id)
+        yield batch
         first += len(chosen)
-    return batches
 
 
-@doing(PACK)
 def pack_batches(
     documents: Documents, windows: Windows, *, prefix_id: int, microbatch_tokens: int
-) -> list[Batch]:
+) -> Iterator[Batch]:
     """Put windows one after another into packed batches of at most `microbatch_tokens` inputs.
 
     Batches are about as large as each other. A window longer than that has a batch of its own.
     """
     if not len(windows):
-        return []
+        return
     ends = np.cumsum(windows.lengths)
     even = ends[-1] / -(-ends[-1] // microbatch_tokens) + windows.lengths.max()
     limit = min(microbatch_tokens, even)
-    batches = []
     first, filled = 0, 0
     while first < len(windows):
         room = int(np.searchsorted(ends, filled + limit, side="right"))
         last = max(first + 1, room)
-        batches.append(_pack(documents, windows, np.arange(first, last), prefix_id))
+        with doing(PACK):
+            batch = _pack(documents, windows, np.arange(first, last), prefix_id)
+        yield batch
         first, filled = last, int(ends[last - 1])
-    return batches
 
 
 def _pack(documents: Documents, windows: Windows, chosen: Int64, prefix_id: int) -> Batch:

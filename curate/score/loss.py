@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +100,7 @@ def mean_loss(model: LanguageModel, documents: Documents) -> float:
     return float(np.average(losses, weights=documents.lengths))
 
 
-def _batches(model: LanguageModel, documents: Documents, windows: Windows) -> list[Batch]:
+def _batches(model: LanguageModel, documents: Documents, windows: Windows) -> Iterator[Batch]:
     return model.batches(documents, windows, model.microbatch_tokens)
 
 

@@ -71,6 +71,13 @@ def packed_attention(
             query, key, value, starts, starts, longest, longest, scale=scale, window_size=(-1, 0)
         )
         return cast(Tensor, output)
+    return attention_by_window(query, key, value, starts, scale=scale)
+
+
+def attention_by_window(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *, scale: float
+) -> Tensor:
+    """As `packed_attention`, one window after another, on any device and in any precision."""
     found = [
         nn.functional.scaled_dot_product_attention(
             query[first:end].transpose(0, 1),
@@ -97,8 +104,8 @@ def _attend(  # noqa: PLR0917 (as transformers calls it)
     starts = others.get("cu_seq_lens_q")
     if starts is not None and scaling is not None:
         query, key, value = (one.transpose(1, 2)[0].to(value.dtype) for one in (query, key, value))
-        longest: int = others["max_length_q"]
-        packed = packed_attention(query, key, value, starts, longest=longest, scale=scaling)
+        attention, longest = others["packed_attention"], others["max_length_q"]
+        packed = attention(query, key, value, starts, longest=longest, scale=scaling)
         return packed[None], None
     low = torch.is_autocast_enabled("cpu") or query.dtype == torch.bfloat16
     plain = attention_mask is None and key.shape == query.shape

@@ -44,27 +44,27 @@ class Compute:
         device: where parameters and activations live.
         dtype: precision of matrix products; parameters and optimizer state stay float32.
         microbatch_tokens: padded tokens in one forward pass that scores; half as many where
-            activations are kept for the gradient. None for as many as suit a model.
+            activations are kept for the gradient. None for as many of each as suit a model.
     """
 
     device: torch.device
     dtype: torch.dtype
     microbatch_tokens: int | None
 
-    def tokens_for(self, width: int, kind: Literal["fused", "plain"]) -> int:
-        """Padded tokens in one forward pass that scores.
+    def tokens_for(self, width: int, kind: Literal["fused", "plain"]) -> tuple[int, int]:
+        """Padded tokens in one forward pass that scores, and in one that is trained on.
 
         Args:
             width: hidden units of all layers of the model together.
             kind: how its layers are computed.
         """
-        if self.microbatch_tokens is not None:
-            return self.microbatch_tokens
-        if self.device.type == "cpu":
-            return _CPU_TOKENS
+        if self.microbatch_tokens is not None or self.device.type == "cpu":
+            scored = self.microbatch_tokens or _CPU_TOKENS
+            return scored, max(1, scored // 2)
         memory = torch.cuda.get_device_properties(self.device).total_memory
-        fitting = 2 * _SHARE_FOR_ACTIVATIONS * memory / (_ACTIVATION_BYTES[kind] * width)
-        return min(_GPU_TOKENS, 1 << max(10, int(math.log2(max(1.0, fitting)))))
+        fitting = _SHARE_FOR_ACTIVATIONS * memory / (_ACTIVATION_BYTES[kind] * width)
+        kept = min(_GPU_TOKENS, 1 << max(9, int(math.log2(max(1.0, fitting)))))
+        return min(_GPU_TOKENS, 2 * kept), kept
 
     def send(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         """An array on the device; nothing waits for its copy, nor for what is under way there."""

@@ -26,8 +26,9 @@ from curate.errors import InvalidInput
 from curate.read.documents import Documents
 from curate.read.locate import display_uri
 from curate.read.windows import Batch, Windows, make_batches, pack_batches
-from curate.train.attention import BLOCKED, register_blocked
+from curate.train.attention import BLOCKED, packed_attention, register_blocked
 from curate.train.compute import Compute
+from curate.train.flash import flash_attention, has_flash_attention
 from curate.train.fuse import fuse_layers
 from curate.train.head import head_losses
 
@@ -37,6 +38,8 @@ _HELD_PIECES = {"cpu": 1, "cuda": 8}
 """Times as many logits whose errors are kept for the gradient; with more, they are made again."""
 _PACKING_CAPABILITY = 8, 0
 """Compute capability from which on PyTorch has a kernel for packed attention (Ampere)."""
+_FLASH_FROM = 1024
+"""Tokens of a batch's longest window from which on FlashAttention 4 is the faster kernel."""
 _MANY_LAYERS, _MANY_UNITS = 32, 4096
 """Taken for a model whose config names its sizes otherwise: those of 7 billion parameters."""
 _HEAD_MULTIPLE = 128
@@ -223,6 +226,7 @@ class LanguageModel:
         prefix_id: the separator in front of each document.
         compute: device and precision.
         microbatch_tokens: padded tokens in one forward pass that scores.
+        training_microbatch_tokens: in one whose activations are kept for the gradient.
     """
 
     def __init__(
@@ -230,18 +234,16 @@ class LanguageModel:
     ) -> None:
         self.network = network.to(compute.device).eval()
         self._packs = _can_pack(network, compute)
+        self._flashes = self._packs and has_flash_attention(compute.device)
         self.window, self.overlap, self.prefix_id = window, overlap, prefix_id
         self.compute = compute
         self._direct_head = _has_direct_head(network, prefix_id)
         if self._packs:
             _keep_angles_exact(network)
         fuses = self._packs and fuse_layers(network)
-        self.microbatch_tokens = compute.tokens_for(_width(network), "fused" if fuses else "plain")
-
-    @property
-    def training_microbatch_tokens(self) -> int:
-        """Padded tokens in one forward pass whose activations are kept for the gradient."""
-        return max(1, self.microbatch_tokens // 2)
+        self.microbatch_tokens, self.training_microbatch_tokens = compute.tokens_for(
+            _width(network), "fused" if fuses else "plain"
+        )
 
     def frozen_copy(self) -> LanguageModel:
         """An independent copy without gradients."""
@@ -259,8 +261,11 @@ class LanguageModel:
 
     def batches(
         self, documents: Documents, windows: Windows, microbatch_tokens: int
-    ) -> list[Batch]:
-        """The windows in batches of at most `microbatch_tokens`, in the form that is fastest."""
+    ) -> Iterator[Batch]:
+        """The windows in batches of at most `microbatch_tokens`, in the form that is fastest.
+
+        Each is made when it is asked for, so that a GPU is at work on the one before.
+        """
         make = pack_batches if self._packs else make_batches
         return make(
             documents, windows, prefix_id=self.prefix_id, microbatch_tokens=microbatch_tokens
@@ -293,13 +298,16 @@ class LanguageModel:
         if batch.starts is None:
             return {"input_ids": inputs, "use_cache": False}
         lengths = np.diff(batch.starts)
+        longest = int(lengths.max())
+        flashes = self._flashes and longest >= _FLASH_FROM
         positions = np.arange(batch.starts[-1]) - np.repeat(batch.starts[:-1], lengths)
         embed: Any = self.network.get_input_embeddings()  # type: ignore[operator]
         return {
             "inputs_embeds": embed(inputs).to(self.compute.dtype),
             "position_ids": send(positions[None]),
             "cu_seq_lens_q": send(batch.starts.astype(np.int32)),
-            "max_length_q": int(lengths.max()),
+            "max_length_q": longest,
+            "packed_attention": flash_attention if flashes else packed_attention,
             "use_cache": False,
         }
 

@@ -83,7 +83,7 @@ class Optimizer:
             NonFiniteLoss: the loss or the gradient is NaN or infinite; parameters are unchanged.
         """
         started = time.monotonic()
-        loss = sum(self._accumulate(term) for term in terms)
+        loss = self._accumulate(terms)
         tokens = sum(term.documents.num_tokens for term in terms)
         return self._finish(loss, tokens, started, first_step)
 
@@ -97,7 +97,7 @@ class Optimizer:
         Raises:
             NonFiniteLoss: as `step`.
         """
-        self._clip_gradient(sum(self._accumulate(term) for term in terms))
+        self._clip_gradient(self._accumulate(terms))
         self._adamw.zero_grad()
 
     @doing(MODEL)
@@ -113,14 +113,16 @@ class Optimizer:
         """
         started = time.monotonic()
         loss.backward()  # type: ignore[no-untyped-call]
-        return self._finish(float(loss.detach()), tokens, started, 0)
+        return self._finish([loss.detach()], tokens, started, 0)
 
-    def _finish(self, loss: float, tokens: int, started: float, first_step: int) -> StepRecord:
+    def _finish(
+        self, losses: Sequence[torch.Tensor], tokens: int, started: float, first_step: int
+    ) -> StepRecord:
         """Clip the accumulated gradient, move the parameters, and say what was done."""
         rate = self.schedule(self.steps)
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        norm = self._clip_gradient(loss)
+        loss, norm = self._clip_gradient(losses)
         self._adamw.step()
         self._adamw.zero_grad()
         number = first_step + self.steps
@@ -128,32 +130,35 @@ class Optimizer:
         speed = tokens / max(time.monotonic() - started, 1e-9)
         return StepRecord(number, self.name, loss, rate, norm, speed)
 
-    def _clip_gradient(self, loss: float) -> float:
-        """Clip the accumulated gradient; its norm before that."""
+    def _clip_gradient(self, losses: Sequence[torch.Tensor]) -> tuple[float, float]:
+        """Clip the accumulated gradient; the sum of the losses, and its norm before that.
+
+        A device is waited for here, once all that can be asked of it has been.
+        """
         parameters = list(self.model.network.parameters())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._clip))
+        clipped = torch.nn.utils.clip_grad_norm_(parameters, self._clip)
+        loss, norm = sum(map(float, losses), 0.0), float(clipped)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._adamw.zero_grad()
             raise NonFiniteLoss(
                 f"Step {self.steps} of the {self.name} model gave a loss of {loss:g} and a "
                 f"gradient norm of {norm:g}."
             )
-        return norm
+        return loss, norm
 
-    def _accumulate(self, term: Term) -> float:
-        total = term.documents.num_counted
-        if total == 0:
-            return 0.0
-        model = self.model
-        windows = rolling_windows(term.documents.lengths, model.window, model.overlap)
-        losses_of_batches = []
-        size = model.training_microbatch_tokens
-        for batch in model.batches(term.documents, windows, size):
-            losses, _ = model.token_losses(batch)
-            loss = losses.sum() * (term.weight / total)
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses_of_batches.append(loss.detach())
-        return sum(map(float, losses_of_batches), 0.0)  # last, since it waits for the device
+    def _accumulate(self, terms: Sequence[Term]) -> list[torch.Tensor]:
+        """Add up the gradient of the terms; the losses that add up to theirs, on the device."""
+        model, found = self.model, []
+        for term in terms:
+            total = term.documents.num_counted
+            windows = rolling_windows(term.documents.lengths, model.window, model.overlap)
+            size = model.training_microbatch_tokens
+            for batch in model.batches(term.documents, windows, size) if total else ():
+                losses, _ = model.token_losses(batch)
+                loss = losses.sum() * (term.weight / total)
+                loss.backward()  # type: ignore[no-untyped-call]
+                found.append(loss.detach())
+        return found
 
     def state_dict(self) -> dict[str, object]:
         """Moments and step counter, for a checkpoint."""

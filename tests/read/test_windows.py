@@ -111,12 +111,14 @@ def test_every_token_is_a_label_once_and_its_input_is_the_token_before(
     documents = make_documents(lengths)
     documents.input_ids[:] = PREFIX + 1 + np.arange(documents.num_tokens)
     windows = rolling_windows(documents.lengths, window, overlap)
-    batches = make_batches(
-        documents,
-        windows,
-        prefix_id=PREFIX,
-        microbatch_tokens=microbatch_tokens,
-        multiple=multiple,
+    batches = list(
+        make_batches(
+            documents,
+            windows,
+            prefix_id=PREFIX,
+            microbatch_tokens=microbatch_tokens,
+            multiple=multiple,
+        )
     )
     before = {
         token: [PREFIX, *text][place]
@@ -153,8 +155,8 @@ def test_packed_every_token_is_a_label_once_behind_its_own_document(
         documents = documents.masked(np.arange(documents.num_tokens) % 3 > 0)
         wanted = wanted[documents.counted]
     windows = rolling_windows(documents.lengths, window, overlap)
-    batches = pack_batches(
-        documents, windows, prefix_id=PREFIX, microbatch_tokens=microbatch_tokens
+    batches = list(
+        pack_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=microbatch_tokens)
     )
     labels = []
     for batch in batches:
@@ -177,14 +179,16 @@ def test_packed_every_token_is_a_label_once_behind_its_own_document(
 def test_packed_batches_are_about_as_large_as_each_other():
     documents = make_documents([30] * 100)
     windows = rolling_windows(documents.lengths, 32, 4)
-    batches = pack_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=1400)
+    batches = list(pack_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=1400))
     assert [batch.inputs.size for batch in batches] == [1020, 1020, 960]
 
 
 def test_batches_pack_like_lengths_and_waste_little():
     documents = make_documents([3, 30] * 8)
     windows = rolling_windows(documents.lengths, 32, 4)
-    batches = make_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=128, multiple=4)
+    batches = list(
+        make_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=128, multiple=4)
+    )
     assert [batch.inputs.shape for batch in batches] == [(4, 32), (4, 32), (8, 4)]
 
 
@@ -202,7 +206,7 @@ def test_batches_pack_like_lengths_and_waste_little():
 def test_a_small_batch_is_padded_little(lengths, shapes):
     documents = make_documents(lengths)
     windows = rolling_windows(documents.lengths, 256, 32)
-    batches = make_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=4096)
+    batches = list(make_batches(documents, windows, prefix_id=PREFIX, microbatch_tokens=4096))
     assert [batch.inputs.shape for batch in batches] == shapes
 
 
@@ -211,5 +215,5 @@ def test_no_documents_and_empty_documents_give_no_batches():
         documents = make_documents(lengths)
         windows = rolling_windows(documents.lengths, 8, 3)
         assert len(windows) == 0
-        assert make_batches(documents, windows, prefix_id=0, microbatch_tokens=8) == []
-        assert pack_batches(documents, windows, prefix_id=0, microbatch_tokens=8) == []
+        assert list(make_batches(documents, windows, prefix_id=0, microbatch_tokens=8)) == []
+        assert list(pack_batches(documents, windows, prefix_id=0, microbatch_tokens=8)) == []

@@ -104,8 +104,8 @@ def test_tokens_that_do_not_count_are_context_and_no_label():
     documents = make_documents(LENGTHS)
     mask = random_mask(documents)
     windows = rolling_windows(documents.lengths, 8, 3)
-    whole = make_batches(documents, windows, prefix_id=3, microbatch_tokens=64)
-    masked = make_batches(documents.masked(mask), windows, prefix_id=3, microbatch_tokens=64)
+    whole = list(make_batches(documents, windows, prefix_id=3, microbatch_tokens=64))
+    masked = list(make_batches(documents.masked(mask), windows, prefix_id=3, microbatch_tokens=64))
     counted = 0
     for ours, theirs in zip(masked, whole, strict=True):
         np.testing.assert_array_equal(ours.inputs, theirs.inputs)

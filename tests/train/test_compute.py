@@ -26,12 +26,12 @@ def on_a_gpu(monkeypatch, memory, given=None):
 @pytest.mark.parametrize(
     ("memory", "width", "kind", "expected"),
     [
-        (80 * GIB, 12 * 768, "fused", 65536),
-        (24 * GIB, 12 * 768, "fused", 65536),
-        (24 * GIB, 12 * 768, "plain", 16384),
-        (24 * GIB, 22 * 2048, "fused", 8192),
-        (80 * GIB, 22 * 2048, "fused", 32768),
-        (GIB, 80 * 8192, "plain", 1024),
+        (80 * GIB, 12 * 768, "fused", (65536, 65536)),
+        (24 * GIB, 12 * 768, "fused", (65536, 32768)),
+        (24 * GIB, 12 * 768, "plain", (16384, 8192)),
+        (24 * GIB, 22 * 2048, "fused", (8192, 4096)),
+        (80 * GIB, 22 * 2048, "fused", (32768, 16384)),
+        (GIB, 80 * 8192, "plain", (1024, 512)),
     ],
 )
 def test_a_gpu_gets_batches_whose_activations_fit(memory, width, kind, expected, monkeypatch):
@@ -42,12 +42,13 @@ def test_a_gpu_gets_batches_whose_activations_fit(memory, width, kind, expected,
 @pytest.mark.parametrize("given", [100, 1 << 20])
 def test_batches_are_of_the_size_that_is_asked_for(given, monkeypatch):
     config = ComputeConfig(device="cpu", microbatch_tokens=given)
-    assert resolve_compute(config).tokens_for(9216, "plain") == given
-    assert on_a_gpu(monkeypatch, GIB, given).tokens_for(9216, "fused") == given
+    assert resolve_compute(config).tokens_for(9216, "plain") == (given, given // 2)
+    assert on_a_gpu(monkeypatch, GIB, given).tokens_for(9216, "fused") == (given, given // 2)
 
 
 def test_a_cpu_gets_small_batches():
-    assert resolve_compute(ComputeConfig(device="cpu")).tokens_for(9216, "plain") == 4096
+    compute = resolve_compute(ComputeConfig(device="cpu"))
+    assert compute.tokens_for(9216, "plain") == (4096, 2048)
 
 
 def test_what_is_sent_to_a_cpu_is_not_copied():

@@ -10,7 +10,6 @@ from tiny_models import PREFIX, SHAPE, VOCABULARY, make_documents, one_thread, w
 from torch._dynamo.utils import counters
 
 from curate.score.loss import document_losses
-from curate.train import attention as attention_module
 from curate.train import fuse
 from curate.train import model as model_module
 from curate.train.attention import packed_attention
@@ -37,6 +36,10 @@ def _(query, key, value, starts, longest, scale):
     return torch.empty_like(query)
 
 
+def attend_packed(query, key, value, starts, *, longest, scale):
+    return attend(query, key, value, starts, longest, scale)
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """Counts graphs; whatever is not one whole graph is an error."""
@@ -48,7 +51,7 @@ def traced(monkeypatch):
     )
     monkeypatch.setattr(fuse, "can_fuse", lambda: True)
     monkeypatch.setattr(model_module, "_can_pack", lambda network, compute: True)
-    monkeypatch.setattr(attention_module, "packed_attention", attend)
+    monkeypatch.setattr(model_module, "packed_attention", attend_packed)
     torch.compiler.reset()
     counters.clear()
     yield counters["stats"]

@@ -1,5 +1,8 @@
 """What only a GPU can show: packed windows and fused layers compute what the definition says."""
 
+import functools
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,9 @@ from tiny_models import PREFIX, make_documents
 
 from curate.config.schema import TrainConfig
 from curate.score.loss import document_losses, token_losses
+from curate.train import model as model_module
 from curate.train.compute import Compute
+from curate.train.flash import flash_attention, has_flash_attention
 from curate.train.model import LanguageModel, ModelShape, build_network
 from curate.train.optimizer import Optimizer, Term
 
@@ -51,9 +56,15 @@ def exact():
     return model("cpu", torch.float32)
 
 
-@pytest.fixture(scope="module")
-def on_gpu():
-    return model("cuda", torch.bfloat16)
+@pytest.fixture(scope="module", params=["PyTorch's kernel", "FlashAttention 4"])
+def on_gpu(request):
+    made = model("cuda", torch.bfloat16)
+    flashes = request.param == "FlashAttention 4"
+    if flashes and not has_flash_attention(made.compute.device):
+        pytest.skip("flash-attn-4 is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_module, "_FLASH_FROM", 1 if flashes else 1 << 30)
+        yield made
 
 
 def test_losses_of_documents_and_tokens_are_those_of_float32_on_a_cpu(exact, on_gpu):
@@ -82,10 +93,41 @@ def test_documents_do_not_see_each_other(on_gpu):
         assert alone[0] == pytest.approx(together[place], abs=0.02)
 
 
-def test_gradients_are_those_of_float32_on_a_cpu():
+def test_gradients_are_those_of_float32_on_a_cpu(on_gpu):
     expected, exact = gradients(model("cpu", torch.float32))
-    found, ours = gradients(model("cuda", torch.bfloat16))
+    found, ours = gradients(on_gpu.trainable_copy())
     assert found.loss == pytest.approx(expected.loss, abs=0.005)
     assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)
     for name, gradient in exact.items():
         assert float((ours[name] - gradient).norm() / gradient.norm()) < 0.06, name
+
+
+@pytest.mark.parametrize("lengths", [(5, 128, 1), (129, 7), (2048, 300, 1, 1, 700), (64,) * 400])
+def test_flash_attention_is_what_the_definition_says(lengths):
+    device = torch.device("cuda")
+    if not has_flash_attention(device):
+        pytest.skip("flash-attn-4 is not installed")
+    generator = torch.Generator(device).manual_seed(1)
+    drawn = torch.randn(4, sum(lengths), 3, 64, generator=generator, device=device)
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+    ours = functools.partial(flash_attention, starts=starts, longest=max(lengths))
+    found = values_and_gradients(ours, drawn.to(torch.bfloat16))
+    expected = values_and_gradients(functools.partial(by_definition, starts=starts), drawn.double())
+    for one, other in zip(found, expected, strict=True):
+        assert float((one.double() - other).norm() / other.norm()) < 0.01
+
+
+def values_and_gradients(attention, drawn):
+    factors = [one.clone().requires_grad_() for one in drawn[:3]]
+    output = attention(*factors, scale=0.2)
+    return [output.detach(), *torch.autograd.grad(output, factors, drawn[3])]
+
+
+def by_definition(query, key, value, starts, scale):
+    parts = []
+    for first, end in itertools.pairwise(starts.tolist()):
+        scores = torch.einsum("ihd,jhd->hij", query[first:end], key[first:end]) * scale
+        future = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device).triu(1)
+        shares = scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+        parts.append(torch.einsum("hij,jhd->ihd", shares, value[first:end]))
+    return torch.cat(parts)
