@@ -30,6 +30,7 @@ def fuse_layers(network: nn.Module) -> bool:
 @functools.cache
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of tensors on a GPU, compiled for any sizes."""
+    warnings.filterwarnings("ignore", message=r"\s*Online softmax is disabled", module="torch")
     return torch.compile(function, dynamic=True)
 
 
