@@ -155,7 +155,8 @@ class ComputeConfig(Section):
     microbatch_tokens: int | None = option(
         None,
         "tokens in one forward pass, padding included, half as many when training; bounds memory, "
-        "changes no result. By default 4096 on a CPU, up to 65536 on a GPU as its memory allows",
+        "changes no result. By default 4096 on a CPU, up to 65536 for both on a GPU as its memory "
+        "allows",
         minimum=1,
     )
     checkpoint_minutes: float = option(
