@@ -32,6 +32,9 @@ _FEWEST_REFERENCE_STEPS = 120
 """Fewer gave worse selections, and so did many more (benchmarks/LOG.md)."""
 _SCORE_TOKENS = 256
 """As good as all of a document, at a fraction of the time (benchmarks/LOG.md)."""
+_SCORING_TOKENS, _SCORING_BATCHES = 65536, 4
+"""Tokens, and batches' worth of tokens, that a pass that only scores takes at once at least: of
+four batches' worth a model reads about one, which keeps a device busy that steps keep busy."""
 ROLLBACK_FACTOR = 0.5
 """What a rollback multiplies learning rates by."""
 _STATIC: dict[str, dict[str, Any]] = {
@@ -55,7 +58,7 @@ class Schedule:
         blocks_per_round: blocks in a round.
         block_tokens: tokens of a block.
         scoring_block_tokens: tokens scored at once in a last pass that only scores; many, so that
-            batches hold documents of alike length.
+            batches hold documents of alike length, and a device is seldom waited for.
         scoring: whether a last pass only scores, and decides the pool as a whole.
         expected_tokens: estimate of the tokens trained on and scored, for progress.
         description: the plan in a few lines, for people.
@@ -66,7 +69,7 @@ class Schedule:
     rounds_per_pass: int = 1
     blocks_per_round: int = 1
     block_tokens: int = 65536
-    scoring_block_tokens: int = 65536
+    scoring_block_tokens: int = _SCORING_TOKENS
     scoring: bool = False
     expected_tokens: int = 0
     description: tuple[str, ...] = ()
@@ -158,6 +161,7 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
     share = float(blade.round_share or 1)
     blocks = max(1, math.ceil(share * pool_tokens / block_tokens))
     sync_every = int(blade.sync_every or 1)
+    batch = int(config.train.batch_tokens or 0)
     schedule = Schedule(
         passes=int(blade.passes or 1),
         pass_tokens=None if share == 1 else blocks * block_tokens,
@@ -165,9 +169,10 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
         blocks_per_round=sync_every,
         block_tokens=block_tokens,
         scoring=blade.final not in (None, "none"),
+        scoring_block_tokens=max(_SCORING_TOKENS, _SCORING_BATCHES * batch),
     )
     syncs = schedule.rounds + (blade.final == "rescore") if syncs is None else syncs
-    trained = schedule.passes * blocks * int(config.train.batch_tokens or 0)
+    trained = schedule.passes * blocks * batch
     scored = round((share * schedule.passes + schedule.scoring) * pool_tokens)
     if config.granularity == "token":  # a token's budget is its block's
         schedule = dataclasses.replace(schedule, scoring_block_tokens=block_tokens)

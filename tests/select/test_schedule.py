@@ -281,9 +281,19 @@ def test_rho1_makes_its_reference_once():
     assert once.expected_tokens == often.expected_tokens - (often.rounds - 1) * steps
 
 
+@pytest.mark.parametrize(
+    ("preset", "expected"), [("tiny", 65536), ("small", 65536), ("base", 262144)]
+)
+def test_a_pass_that_only_scores_takes_as_much_at_once_as_keeps_a_device_busy(preset, expected):
+    config = resolve(10**8, PRESETS[preset])
+    assert plan_rounds(config, pool_tokens=10**8).scoring_block_tokens == expected
+
+
 def test_at_token_granularity_a_block_is_one_training_batch():
-    config = resolve(10**6, SMALL, keep=0.2, granularity="token")
-    assert plan_rounds(config, pool_tokens=10**6).block_tokens == SMALL.batch_tokens
+    blade = BladeConfig(final="rescore")
+    config = resolve(10**6, SMALL, keep=0.2, granularity="token", blade=blade)
+    schedule = plan_rounds(config, pool_tokens=10**6)
+    assert schedule.block_tokens == schedule.scoring_block_tokens == SMALL.batch_tokens
 
 
 @pytest.mark.parametrize("rollbacks", [0, 1, 3])
