@@ -10,6 +10,7 @@ import json
 import math
 import re
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from run_helpers import (
     Run,
     assert_same_outcome,
@@ -78,12 +80,15 @@ class Divergence:
             at = stage
             run_stage(rounds, stage, *rest)
 
-        def diverging(optimizer: Optimizer, loss: float, *rest: Any) -> StepRecord:
+        def diverging(
+            optimizer: Optimizer, losses: Sequence[torch.Tensor], *rest: Any
+        ) -> StepRecord:
             rate = optimizer.schedule(0)
             wild = rate / first.setdefault(optimizer.name, rate) > 0.5**self.rollbacks
             self.steps.append((at, optimizer.name))
             here = (at, optimizer.name, optimizer.steps) == (self.stage, self.model, self.step)
-            return finish(optimizer, math.nan if here and wild else loss, *rest)
+            lost = [torch.tensor(math.nan)]
+            return finish(optimizer, lost if here and wild else losses, *rest)
 
         patch.setattr(Rounds, "_run_stage", noted)
         patch.setattr(Optimizer, "_finish", diverging)

@@ -290,8 +290,7 @@ def test_a_pass_that_only_scores_takes_as_much_at_once_as_keeps_a_device_busy(pr
 
 
 def test_at_token_granularity_a_block_is_one_training_batch():
-    blade = BladeConfig(final="rescore")
-    config = resolve(10**6, SMALL, keep=0.2, granularity="token", blade=blade)
+    config = resolve(10**6, SMALL, keep=0.2, granularity="token")
     schedule = plan_rounds(config, pool_tokens=10**6)
     assert schedule.block_tokens == schedule.scoring_block_tokens == SMALL.batch_tokens
 
