@@ -63,6 +63,7 @@ def has_flash_attention(device: torch.device) -> bool:
     return True
 
 
+@torch.enable_grad()
 def _try(attention: Callable[..., Tensor], device: torch.device) -> None:
     """Compare results and gradients with those in float32, window by window.
 
