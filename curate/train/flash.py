@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curate.read.locate import short_reason
 from curate.train.attention import attention_by_window
 
 _PACKAGE, _MODULE = "flash-attn-4", "flash_attn.cute.interface"
@@ -53,10 +54,9 @@ def has_flash_attention(device: torch.device) -> bool:
     try:
         _try(flash_attention, device)
     except Exception as error:  # of somebody else's compiler and libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
             f"{_PACKAGE} {installed} does not work here, and attention takes up to twice as long "
-            f"({reason}). Run: pip install 'curate[gpu]', or remove {_PACKAGE}.",
+            f"({short_reason(error)}). Run: pip install 'curate[gpu]', or remove {_PACKAGE}.",
             stacklevel=2,
         )
         return False
@@ -114,10 +114,8 @@ def _forward(  # noqa: PLR0917 (operators take them so)
 
 
 @_forward.register_fake
-def _(  # noqa: PLR0917
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    length, heads, _ = query.shape
+def _(query: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    length, heads = query.shape[:2]
     return _like(query), query.new_empty(heads, length, dtype=torch.float32)
 
 
@@ -153,17 +151,8 @@ def _backward(  # noqa: PLR0917
 
 
 @_backward.register_fake
-def _(  # noqa: PLR0917
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    sums: Tensor,
-    starts: Tensor,
-    longest: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, *factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = factors[:3]
     return _like(query), _like(key), _like(value)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from curate.read.locate import short_reason
+
 
 def fuse_layers(network: nn.Module) -> bool:
     """Have the layers of a Llama network compiled when it is first called; whether they will be."""
@@ -45,10 +47,9 @@ def can_fuse() -> bool:
     try:
         torch.compile(torch.sin, dynamic=True)(torch.ones(64, device="cuda"))
     except Exception as error:  # Triton's, a C compiler's, or that there is none
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
             f"PyTorch cannot compile for this GPU, and models take up to twice as long "
-            f"({reason}). Install Triton and a C compiler (gcc).",
+            f"({short_reason(error)}). Install Triton and a C compiler (gcc).",
             stacklevel=2,
         )
         return False
