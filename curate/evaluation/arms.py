@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from curate.evaluation.store import Store
@@ -59,11 +60,13 @@ def draw_sample(
 
 def gather(cache: TokenCache, sample: Sample, excluded: Sample | None) -> Iterator[Documents]:
     """The documents of a sample chunk by chunk, in pool order, those of `excluded` passed over."""
-    for chunk in cache.in_pool_order():
-        chosen = sample.holds(chunk.ids)
-        if excluded is not None:
-            chosen &= ~excluded.holds(chunk.ids)
-        yield chunk.take(np.flatnonzero(chosen))
+
+    def chosen(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        held = sample.holds(ids)
+        return held if excluded is None else held & ~excluded.holds(ids)
+
+    for chunk in cache.in_pool_order(chosen):
+        yield chunk.take(np.flatnonzero(chosen(chunk.ids)))
 
 
 def read_sample(cache: TokenCache, sample: Sample) -> Documents:

@@ -20,10 +20,11 @@ from curate.errors import CurateError, NonFiniteLoss
 from curate.files import atomic_path
 from curate.pipeline.folder import START_AGAIN, RunFolder, check_state
 from curate.pipeline.progress import Progress
-from curate.read.cache import TokenCache, draw_blocks
+from curate.read.cache import TokenCache
 from curate.read.documents import Documents
 from curate.read.locate import short_reason
 from curate.records import ROUND, TRAINING
+from curate.select.candidates import Candidates
 from curate.select.final import RoundScale, mark_top
 from curate.select.methods import Method, RoundStart
 from curate.select.methods.base import TOKEN
@@ -100,7 +101,8 @@ class Rounds:
         progress: Progress,
         stop: Stop,
     ) -> None:
-        self._config, self._schedule, self._cache = config, schedule, cache
+        self._config, self._schedule = config, schedule
+        self._candidates = Candidates(schedule, cache, config.seed)
         self._folder, self._progress, self._stop = folder, progress, stop
         self._by_token = config.granularity == TOKEN
         self._place = folder.state / "rounds"
@@ -118,6 +120,12 @@ class Rounds:
     def finished(self) -> bool:
         """Whether every stage is done, so that no model is needed."""
         return all(self._folder.result(stage) is not None for stage in self.stages())
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of any stage is recorded."""
+        states = (self._folder.result, self._folder.partial)
+        return any(state(stage) is not None for stage in self.stages() for state in states)
 
     def on_step(self, record: StepRecord) -> None:
         """Log an optimizer step; during the warm-up it may end a part."""
@@ -331,32 +339,10 @@ class Rounds:
         return self._method
 
     def _blocks(self, index: int, done: int) -> Iterator[Documents]:
-        """The blocks of round `index`: its share of a pass, of which the last takes the rest.
-
-        Shares are counted in tokens, since blocks of whole documents are not all of one size. The
-        first `done` blocks are left out.
-        """
-        schedule = self._schedule
-        pass_index, part = divmod(index, schedule.rounds_per_pass)
-        whole_pass = index >= schedule.rounds
-        takes_rest = part == schedule.rounds_per_pass - 1
-        first_token = 0 if whole_pass else part * schedule.round_tokens
-        end = schedule.pass_tokens if takes_rest else first_token + schedule.round_tokens
-        if whole_pass or end is None:
-            end = self._cache.tokens
-        stream = self._cache.stream(self._config.seed, "pass", pass_index)
-        tokens = documents = 0
-        size = schedule.scoring_block_tokens if whole_pass else schedule.block_tokens
-        for block in draw_blocks(stream, size):
-            if tokens >= end:
-                return
-            documents += len(block)
-            if tokens >= first_token and done > 0:
-                done -= 1
-            elif tokens >= first_token:
-                self._progress.show(documents=f"{documents:,}")
-                yield block
-            tokens += block.num_tokens
+        """The blocks of round `index` without the first `done`; progress shows how far it is."""
+        for block in self._candidates.blocks(index, done):
+            self._progress.show(documents=f"{self._candidates.documents:,}")
+            yield block
 
     def _show(self, start: RoundStart) -> None:
         if start.note is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,9 +126,18 @@ class TokenCache:
             for partition in shuffled_order(key ^ int(window[0]), range(self.partitions)):
                 yield self._shuffled(window, int(partition), key)
 
-    def in_pool_order(self) -> Iterator[Documents]:
-        """Every document, left out or not, by fragment; no partition shows in the order."""
+    def in_pool_order(self, which: WhichIds | None = None) -> Iterator[Documents]:
+        """Every document, left out or not, by fragment; no partition shows in the order.
+
+        Args:
+            which: fragments without any such document are passed over, and not read.
+        """
+        rows: Counter[int] = Counter()
         for fragment in self.fragments:
+            first = make_document_id(fragment.shard_id, rows[fragment.shard_id])
+            rows[fragment.shard_id] += fragment.rows
+            if which is not None and not which(first + np.arange(fragment.rows)).any():
+                continue
             parts = [self._read(fragment, partition) for partition in range(self.partitions)]
             every = concatenate(parts)
             yield every.take(np.argsort(every.ids))
@@ -200,8 +210,7 @@ def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Docu
         while first < len(chunk):
             wanted = chunk.offsets[first] + block_tokens - held_tokens
             last = min(int(np.searchsorted(ends, wanted)) + 1, len(chunk))
-            with doing(READ):
-                piece = chunk.take(np.arange(first, last))
+            piece = chunk.slice(first, last)
             held.append(piece)
             held_tokens += piece.num_tokens
             first = last
@@ -210,6 +219,8 @@ def draw_blocks(stream: Iterator[Documents], block_tokens: int) -> Iterator[Docu
                     block = concatenate(held)
                 yield block
                 held, held_tokens = [], held_tokens % block_tokens
+        with doing(READ):
+            held = [concatenate(held)] if held else []  # a copy, so that the chunk can go
     if held:
         yield concatenate(held)
 

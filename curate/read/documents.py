@@ -75,6 +75,17 @@ class Documents:
                 counted[to] = self.counted[places]
         return Documents(self.ids[positions], self.bytes[positions], offsets, input_ids, counted)
 
+    def slice(self, first: int, last: int) -> Documents:
+        """The documents from `first` to before `last`; no token is copied."""
+        begin, end = self.offsets[first], self.offsets[last]
+        return Documents(
+            self.ids[first:last],
+            self.bytes[first:last],
+            self.offsets[first : last + 1] - begin,
+            self.input_ids[begin:end],
+            None if self.counted is None else self.counted[begin:end],
+        )
+
     def masked(self, counted: npt.NDArray[np.bool_]) -> Documents:
         """The same documents with other tokens as training labels, bool [offsets[-1]]."""
         return dataclasses.replace(self, counted=counted)

@@ -78,12 +78,4 @@ def split(documents: Documents, parts: int) -> list[Documents]:
     shares = documents.num_tokens * np.arange(1, parts) / parts
     inner = np.searchsorted(documents.offsets[1:], shares)
     ends = [0, *inner.tolist(), len(documents)]
-    return [
-        Documents(
-            documents.ids[first:last],
-            documents.bytes[first:last],
-            documents.offsets[first : last + 1] - documents.offsets[first],
-            documents.input_ids[documents.offsets[first] : documents.offsets[last]],
-        )
-        for first, last in itertools.pairwise(ends)
-    ]
+    return [documents.slice(first, last) for first, last in itertools.pairwise(ends)]

@@ -21,6 +21,7 @@ from curate.evaluation.arms import (
 )
 from curate.evaluation.store import Store, has_store, open_store, write_store
 from curate.noise import Sample, make_key
+from curate.read.cache import Fragment, TokenCache
 from curate.read.documents import Documents, concatenate
 
 LONG = 1 << 20
@@ -198,6 +199,32 @@ def test_a_sample_passes_over_what_is_excluded(planted: Planted) -> None:
     found = concatenate(list(gather(planted.cache, sample, held)))
     assert not held.holds(found.ids).any()
     assert abs(found.num_tokens - 0.5 * free) <= 60
+
+
+def test_only_fragments_with_some_of_the_sample_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curate.read.cache.FRAGMENT_ROWS", 1)
+    cache = make_planted(tmp_path, rows=2000).cache
+    assert len(cache.fragments) == 8  # a batch each
+    read = []
+    whole = TokenCache._read
+
+    def counting(self: TokenCache, fragment: Fragment, partition: int) -> Documents:
+        read.append(fragment.name)
+        return whole(self, fragment, partition)
+
+    monkeypatch.setattr(TokenCache, "_read", counting)
+    every = concatenate(list(cache.in_pool_order()))
+    for share in (0.0005, 0.003, 0.5):
+        sample = Sample(make_key(1, "sample"), share)
+        chosen = every.take(np.flatnonzero(sample.holds(every.ids)))
+        holding = {cache.fragments[row // 256].name for row in chosen.ids}
+        read.clear()
+        found = read_sample(cache, sample)
+        assert set(read) == holding
+        assert found.ids.tolist() == chosen.ids.tolist()
+        assert tokens_of(found) == tokens_of(chosen)
 
 
 def test_a_sample_is_the_same_whatever_the_partitions(tmp_path: Path) -> None:

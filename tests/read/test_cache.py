@@ -259,6 +259,8 @@ def test_blocks_end_with_the_document_that_fills_them(chunks, block_tokens):
             assert drawn // block_tokens > before_last // block_tokens
     whole = [block.ids.tolist() for block in draw_blocks(iter([every]), block_tokens)]
     assert [block.ids.tolist() for block in blocks] == whole
+    for block, chunk in itertools.product(blocks, stream):  # which would stay in memory
+        assert not np.shares_memory(block.input_ids, chunk.input_ids)
 
 
 @given(

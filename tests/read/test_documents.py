@@ -37,6 +37,21 @@ def test_documents_are_taken_in_any_order_however_many_tokens_at_once(
     ]
 
 
+@given(lengths=LENGTHS, ends=st.tuples(st.integers(0, 12), st.integers(0, 12)))
+def test_a_slice_is_the_same_documents_and_copies_no_token(
+    lengths: list[int], ends: tuple[int, int]
+) -> None:
+    plain = make_documents(lengths)
+    first, last = sorted(min(end, len(lengths)) for end in ends)
+    flags = np.arange(plain.num_tokens) % 3 == 0
+    for every in (plain, dataclasses.replace(plain, counted=flags)):
+        found, taken = every.slice(first, last), every.take(np.arange(first, last))
+        for field in dataclasses.fields(Documents):
+            ours, theirs = getattr(found, field.name), getattr(taken, field.name)
+            np.testing.assert_array_equal(ours, theirs)
+        assert not found.num_tokens or np.shares_memory(found.input_ids, every.input_ids)
+
+
 @pytest.mark.parametrize("tokens", [[], [[]], [[1, 2], [], [3]]])
 def test_separate_tokens_become_documents(tokens: list[list[int]]) -> None:
     arrays = [np.array(one, dtype=np.int32) for one in tokens]
