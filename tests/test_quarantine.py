@@ -275,6 +275,36 @@ def test_none_is_allowed(place: Path, tmp_path: Path) -> None:
     assert_all_accounted_for(run)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_bad_rows_count_against_the_whole_shard(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
+) -> None:
+    """Wherever they lie, and however little of the shard has been read by then."""
+    monkeypatch.setattr("curate.read.cache.FRAGMENT_ROWS", 256)
+    bad, good = [b"\xff"] * 15, [b"sound text here"] * 1985
+    texts = [*bad, *good] if where == "start" else [*good, *bad]
+    shutil.rmtree(place / "pool")
+    (place / "pool").mkdir()
+    shard = place / "pool" / f"a.{kind}"
+    if kind == "jsonl":
+        lines = [b"{" if text in bad else b'{"text": "%s"}' % text for text in texts]
+        shard.write_bytes(b"\n".join(lines))
+    else:
+        values = pa.array(texts, pa.binary())
+        pq.write_table(
+            pa.table({"text": pa.Array.from_buffers(pa.string(), 2000, values.buffers())}), shard
+        )
+    run = run_tiny(place, tmp_path / "out", method="random", max_bad_fraction=0.0075)
+    assert_all_accounted_for(run)
+    with pytest.raises(TooMuchDamage) as caught:
+        run_tiny(place, tmp_path / "less", method="random", max_bad_fraction=0.0074)
+    assert caught.value.problem == (
+        "0.75 % of the pool cannot be read, more than max_bad_fraction (0.0074) allows: "
+        f"Shard {shard} has rows that cannot be used (0.75 % of them)."
+    )
+
+
 # Single rows.
 
 
@@ -366,6 +396,31 @@ def test_a_file_that_grows_while_it_is_read(
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("kind", ["fewer rows", "other columns", "no Parquet"])
+def test_a_shard_that_is_replaced_before_its_turn(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is not damaged: the sound rows of a sound shard are not to be left out."""
+    path = place / "pool" / "z.parquet"
+    sound(path)
+    check = tokens.check_damage
+
+    def replacing(*arguments: object, **more: object) -> None:
+        if kind == "fewer rows":
+            pq.write_table(table(ROWS - 1), path, row_group_size=5)
+        elif kind == "other columns":
+            pq.write_table(table().rename_columns(["text", "other"]), path, row_group_size=5)
+        else:
+            path.write_bytes(b"being written")
+        check(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokens, "check_damage", replacing)
+    with pytest.raises(InvalidInput) as caught:
+        run_tiny(place, tmp_path / "out", **LENIENT)
+    assert caught.value.problem == f"Shard {path} changed while it was read."
+    assert caught.value.exit_code == 2
+
+
 # Interrupted.
 
 
@@ -379,12 +434,12 @@ def test_a_run_killed_at_the_damage_goes_on(
     check = tokens.check_damage
     calls = 0
 
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*arguments: object, **more: object) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:  # the damaged shard has just been told of
             raise KeyboardInterrupt
-        check(*arguments)  # type: ignore[arg-type]
+        check(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tokens, "check_damage", interrupted)
     with pytest.raises(KeyboardInterrupt):

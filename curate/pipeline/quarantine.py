@@ -24,14 +24,23 @@ def damaged_shards(pool: Corpus, cache: TokenCache | None = None) -> dict[int, s
     return {**damaged, **(cache.damaged if cache else {})}
 
 
-def check_damage(pool: Corpus, most: float, cache: TokenCache | None = None) -> None:
+def check_damage(
+    pool: Corpus, most: float, cache: TokenCache | None = None, *, under_way: int | None = None
+) -> None:
     """Stop where more than `most` of the pool's bytes cannot be read.
+
+    Args:
+        pool: the pool.
+        most: share of its bytes.
+        cache: what is tokenized of it so far.
+        under_way: shard of which more may come. How many rows it has may not be known before its
+            end, and then its bad rows do not count yet.
 
     Raises:
         TooMuchDamage: so much is already known to be damaged.
     """
     damaged = damaged_shards(pool, cache)
-    bad_rows = _bad_row_shares(cache) if cache else {}
+    bad_rows = _bad_row_shares(pool, cache, under_way) if cache else {}
     if not (damaged or bad_rows):
         return
     sound = [shard for shard in pool.shards if shard.shard_id not in damaged]
@@ -49,14 +58,16 @@ def check_damage(pool: Corpus, most: float, cache: TokenCache | None = None) -> 
     )
 
 
-def _bad_row_shares(cache: TokenCache) -> dict[int, float]:
-    """The share of each shard's rows that cannot be used, of those with any."""
+def _bad_row_shares(pool: Corpus, cache: TokenCache, under_way: int | None) -> dict[int, float]:
+    """The share of each shard's rows that are known to be unusable, of those with any."""
     rows: dict[int, int] = {}
     bad: dict[int, int] = {}
     for fragment in cache.fragments:
         rows[fragment.shard_id] = rows.get(fragment.shard_id, 0) + fragment.rows
         bad[fragment.shard_id] = bad.get(fragment.shard_id, 0) + fragment.bad
-    return {shard_id: count / rows[shard_id] for shard_id, count in bad.items() if count}
+    if under_way is not None:
+        rows[under_way] = pool.shards[under_way].rows or 0
+    return {one: count / rows[one] for one, count in bad.items() if count and rows[one]}
 
 
 def _examples(pool: Corpus, damaged: Mapping[int, str], bad_rows: Mapping[int, float]) -> str:

@@ -93,15 +93,22 @@ def tokens_stage(
     progress.start("tokenize", sum(shard.text_bytes for shard in inputs.pool.shards), "B")
     started = time.monotonic()
     interval = 60 * inputs.config.compute.checkpoint_minutes
+    most = inputs.config.max_bad_fraction
+    next_look, damaged = 0, cache.damaged
     try:
         for cache in _grow(inputs, tokenizer, cache, progress):  # noqa: B020 (each holds the last)
-            check_damage(inputs.pool, inputs.config.max_bad_fraction, cache)
+            done = len(cache.fragments)
+            if done >= next_look or cache.damaged is not damaged:
+                shard = cache.fragments[-1].shard_id if cache.fragments else None
+                check_damage(inputs.pool, most, cache, under_way=shard)
+                next_look, damaged = done + 1 + done // 32, cache.damaged  # a look takes O(done)
             if time.monotonic() - started >= interval:
                 folder.pause("tokens", cache.to_json(), started)
                 started = time.monotonic()
     except KeyboardInterrupt:
         folder.pause("tokens", cache.to_json(), started)
         raise
+    check_damage(inputs.pool, most, cache)
     if cache.tokens == 0:
         raise InvalidInput(
             "The pool has no text: its documents gave no tokens.",
@@ -123,6 +130,7 @@ def _grow(
 ) -> Iterator[TokenCache]:
     """The cache after each fragment that is not done yet, and after each shard that is damaged."""
     last = cache.fragments[-1].shard_id if cache.fragments else 0
+    before = [one for one in cache.fragments if one.shard_id == last]
     for shard in inputs.pool.sound:
         if shard.shard_id < last or shard.shard_id in cache.damaged:
             continue
@@ -135,7 +143,7 @@ def _grow(
                 metadata_columns=inputs.metadata_columns,
                 partitions=cache.partitions,
                 seed=inputs.config.seed,
-                done=[one for one in cache.fragments if one.shard_id == shard.shard_id],
+                done=[one for one in before if one.shard_id == shard.shard_id],
             ):
                 cache = cache.with_fragment(fragment)
                 progress.advance(fragment.bytes)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from curate.errors import DamagedShard, InvalidInput
 from curate.read.hub import is_name, load_folder, load_name
-from curate.read.integers import refuse_rounding
+from curate.read.integers import refuse_negative, refuse_rounding
 from curate.read.jsonl import JsonlReader
 from curate.read.locate import Located, display_uri, locate
 from curate.read.parquet import ParquetReader
@@ -127,19 +127,15 @@ class Corpus:
         wanted = project(self.schema, columns, self.role)
         reader = self._readers[shard.shard_id]
         row = 0
-        for batch in reader.read(self.schema, wanted, batch_rows, on_bad):
-            yield row, batch
-            row += batch.num_rows
-        if shard.rows not in (None, row):
-            raise DamagedShard(
-                f"Shard {shard.uri} holds {row:,} rows, but its footer says {shard.rows:,}.",
-                "Repair or remove the shard.",
-            )
-        if reader.fingerprint() != shard.fingerprint:
-            raise InvalidInput(
-                f"Shard {shard.uri} changed while it was read.",
-                "Wait until it is written, and start again with a new output folder.",
-            )
+        try:
+            for batch in reader.read(self.schema, wanted, batch_rows, on_bad):
+                yield row, batch
+                row += batch.num_rows
+            _check_rows(shard, row)
+        except DamagedShard:  # or so it looks, read by the footer of what was there before
+            _refuse_changed(shard, reader)
+            raise
+        _refuse_changed(shard, reader)
 
 
 def open_corpus(
@@ -193,6 +189,7 @@ def open_corpus(
         schema = merge_inferred([(uri, probe.schema) for uri, probe in inferred])
         for uri, probe in inferred:
             refuse_rounding(uri, probe.inexact, schema)
+            refuse_negative(uri, probe.negative, schema)
         check(schema, inferred[0][0])
     return Corpus(
         shards=tuple(shards),
@@ -202,6 +199,32 @@ def open_corpus(
         tolerant=tolerant,
         _readers=tuple(readers),
     )
+
+
+def _check_rows(shard: Shard, found: int) -> None:
+    """Make sure that a shard has as many rows as its footer says.
+
+    Raises:
+        DamagedShard: it has not.
+    """
+    if shard.rows not in (None, found):
+        raise DamagedShard(
+            f"Shard {shard.uri} holds {found:,} rows, but its footer says {shard.rows:,}.",
+            "Repair or remove the shard.",
+        )
+
+
+def _refuse_changed(shard: Shard, reader: Reader) -> None:
+    """Make sure that a shard is still what it was when the corpus was opened.
+
+    Raises:
+        InvalidInput: it is not, or is out of reach.
+    """
+    if reader.fingerprint() != shard.fingerprint:
+        raise InvalidInput(
+            f"Shard {shard.uri} changed while it was read.",
+            "Wait until it is written, and start again with a new output folder.",
+        )
 
 
 def bad_row(shard: Shard, row: int, problem: str) -> InvalidInput:
