@@ -25,6 +25,7 @@ _EXACT = 1 << 53
 """A double holds every integer up to here."""
 _LONG_NUMBER = re.compile(rb"(?<![\d.])\d{16}")
 _ITEM = "[]"
+_REMEDY = "Write the field as text in the JSONL, or the data as Parquet."
 
 
 def unify_inferred(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -51,6 +52,17 @@ def inexact_integers(table: pa.Table) -> dict[Place, int]:
             inexact = large[(odd > _EXACT) | (odd < -_EXACT)]
             if len(inexact):
                 found[place] = int(inexact[0])
+    return found
+
+
+def negative_integers(table: pa.Table) -> dict[Place, int]:
+    """One negative integer of each place of an integer column that has some."""
+    found: dict[Place, int] = {}
+    for place, values in _leaves(table):
+        if pa.types.is_signed_integer(values.type):
+            least = pc.min(values).as_py()
+            if least is not None and least < 0:
+                found[place] = int(least)
     return found
 
 
@@ -86,13 +98,29 @@ def refuse_rounding(uri: str, inexact: Mapping[Place, int], schema: pa.Schema) -
             raise would_round(uri, place, example)
 
 
+def refuse_negative(uri: str, negative: Mapping[Place, int], schema: pa.Schema) -> None:
+    """Check that negative integers do not come into columns of unsigned ones.
+
+    Raises:
+        InvalidInput: some do.
+    """
+    kinds = dict(_kinds(schema))
+    for place, example in negative.items():
+        if place in kinds and kinds[place].equals(pa.uint64()):
+            raise InvalidInput(
+                f'Shard {uri} has negative integers in field "{name_of(place)}" ({example} for '
+                "one), which elsewhere has integers beyond 2^63, and no type holds both.",
+                _REMEDY,
+            )
+
+
 def would_round(uri: str, place: Place, example: int) -> InvalidInput:
     """The error for a field of which no type of number holds all values."""
     return InvalidInput(
         f'Shard {uri} has integers in field "{name_of(place)}" that would be rounded '
         f"({example} for one), as the field also has fractions, negative values or integers of "
         "more than 64 bits.",
-        "Write the field as text in the JSONL, or the data as Parquet.",
+        _REMEDY,
     )
 
 

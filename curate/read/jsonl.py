@@ -30,6 +30,8 @@ from curate.read.integers import (
     integers_in_doubles,
     is_rounded,
     name_of,
+    negative_integers,
+    refuse_negative,
     refuse_rounding,
     unify_inferred,
     would_round,
@@ -80,7 +82,7 @@ class JsonlReader:
         try:
             with self.file.open(ranged=True) as stream:
                 size, fingerprint = measure(stream)
-            schema, inexact = self._infer(next(self._chunks(PREFIX_BYTES), b""))
+            schema, inexact, negative = self._infer(next(self._chunks(PREFIX_BYTES), b""))
         except DamagedShard as error:
             return damaged(error, size, fingerprint)
         except InvalidInput:
@@ -94,6 +96,7 @@ class JsonlReader:
             text_bytes=size * (COMPRESSION_RATIO if self.file.codec else 1),
             fingerprint=fingerprint,
             inexact=inexact,
+            negative=negative,
         )
 
     def fingerprint(self) -> str:
@@ -155,10 +158,12 @@ class JsonlReader:
             with pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self.file.codec) as stream:
                 yield stream
 
-    def _infer(self, prefix: bytes) -> tuple[pa.Schema, dict[Place, int]]:
-        """The schema of the sound lines at the start, and integers that doubles would round."""
+    def _infer(self, prefix: bytes) -> tuple[pa.Schema, dict[Place, int], dict[Place, int]]:
+        """The schema of the sound lines at the start, with integers that doubles would round and
+        negative ones.
+        """
         if not prefix:
-            return pa.schema([]), {}
+            return pa.schema([]), {}, {}
         try:
             parts = list(_parse_parts(prefix, None))
         except _WouldRoundError as error:
@@ -178,8 +183,10 @@ class JsonlReader:
                 "Give each field values of one type.",
             ) from None
         inexact = {place: one for part in sound for place, one in inexact_integers(part).items()}
+        negative = {place: one for part in sound for place, one in negative_integers(part).items()}
         refuse_rounding(self.file.uri, inexact, schema)
-        return schema, inexact
+        refuse_negative(self.file.uri, negative, schema)
+        return schema, inexact, negative
 
 
 class _WouldRoundError(Exception):

@@ -3,8 +3,8 @@
 A source is a file, a folder, a glob, or any of these as an fsspec URL. `locate` turns it into
 `Located` files in the sorted order of their uri. Two forms of an address are kept apart on purpose:
 the path that opens a file, which may carry a login or a signed query, and the uri that manifests,
-logs and errors show, which never does (`display_uri`). Symbolic links to files are followed, links
-to folders inside a folder are not, as fsspec does it.
+logs and errors show, which never does (`display_uri`). Symbolic links on a local disk are followed,
+but where they lead back up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -266,21 +266,64 @@ def _names(fs: Any, path: str) -> list[str]:
 
 def _glob(fs: Any, pattern: str) -> list[str]:
     """Files that match, and the files in the folders that match."""
+    if isinstance(fs, LocalFileSystem):
+        return _local_glob(pattern)
     names: set[str] = set()
     for name, info in fs.glob(pattern, detail=True).items():
         names.update(_find(fs, name) if _is_folder(fs, name, info) else [name])
     return _visible(names, _GLOB.split(pattern)[0].rpartition("/")[0])
 
 
-def _find(fs: Any, folder: str) -> list[str]:
-    """Files in a folder, at any depth, but for hidden ones on a local disk.
+def _local_glob(pattern: str) -> list[str]:
+    """The same without hidden ones, looking only into folders that can hold some."""
+    every = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(every) if _GLOB.search(part))
+    top, wanted = str(Path(*every[:fixed])), every[fixed:]
 
-    fsspec leaves out local folders that it may not read and those that are links. Here the first
-    are errors, and links are followed but where they lead back up.
+    def is_taken(path: str) -> bool:
+        parts = Path(path).relative_to(top).parts
+        return any(_matches(parts[:depth], wanted) for depth in range(1, len(parts) + 1))
+
+    def can_hold(folder: str) -> bool:
+        parts = Path(folder).relative_to(top).parts
+        return is_taken(folder) or _matches(parts, wanted, begun=True)
+
+    return [path for path in _walk(top, can_hold) if is_taken(path)]
+
+
+def _matches(parts: Sequence[str], wanted: Sequence[str], *, begun: bool = False) -> bool:
+    """Whether names of a path are what the parts of a glob want, `**` being any number of names.
+
+    Args:
+        parts: the names.
+        wanted: the parts of the glob.
+        begun: whether it is enough that more names could follow which make it so.
     """
-    if not isinstance(fs, LocalFileSystem):
-        found: list[str] = fs.find(folder)
-        return found
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        ends = range(len(parts) + 1)
+        return begun or any(_matches(parts[end:], wanted[1:]) for end in ends)
+    if not parts:
+        return begun
+    matches = fnmatch.fnmatchcase(parts[0], wanted[0])
+    return matches and _matches(parts[1:], wanted[1:], begun=begun)
+
+
+def _find(fs: Any, folder: str) -> list[str]:
+    """Files in a folder, at any depth, but for hidden ones on a local disk."""
+    if isinstance(fs, LocalFileSystem):
+        return _walk(folder, lambda folder: True)
+    found: list[str] = fs.find(folder)
+    return found
+
+
+def _walk(folder: str, enters: Callable[[str], bool]) -> list[str]:
+    """Files below a local folder, in the folders that are entered, but for hidden ones.
+
+    fsspec leaves out folders that it may not read and those that are links. Here the first are
+    errors, and links are followed but where they lead back up.
+    """
     names: list[str] = []
     waiting: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(folder),))]
     while waiting:
@@ -291,7 +334,7 @@ def _find(fs: Any, folder: str) -> list[str]:
                     continue
                 if not entry.is_dir():
                     names.append(entry.path)
-                elif (real := os.path.realpath(entry.path)) not in above:
+                elif enters(entry.path) and (real := os.path.realpath(entry.path)) not in above:
                     waiting.append((entry.path, (*above, real)))
     return names
 

@@ -53,6 +53,8 @@ class Probe:
     """Why nothing but its size and fingerprint is known."""
     inexact: Mapping[Place, int] = dataclasses.field(default_factory=dict)
     """Where JSON lines have integers that a double would round, with one of each."""
+    negative: Mapping[Place, int] = dataclasses.field(default_factory=dict)
+    """Where they have negative integers, with one of each."""
 
 
 def damaged(error: InvalidInput, size: int, fingerprint: str) -> Probe:

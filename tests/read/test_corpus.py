@@ -352,6 +352,53 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("pattern", ["*/*.parquet", "**/*.parquet", "*", "**", "[ab]/?.parquet"])
+def test_a_glob_follows_links_and_tells_of_what_may_not_be_read(tmp_path, monkeypatch, pattern):
+    """What it leaves out without a word, nobody misses."""
+    write(tmp_path / "pool" / "a" / "a.parquet")
+    write(tmp_path / "other" / "b.parquet")
+    (tmp_path / "pool" / "b").symlink_to("../other")
+    (tmp_path / "pool" / "a" / "up").symlink_to("..")
+    source = f"{tmp_path}/pool/{pattern}"
+    assert texts(open_corpus(source)) == ["a", "b"]
+    scandir = os.scandir
+
+    def refused(place):
+        if str(place).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    problem, _ = error_of(source)
+    assert problem.startswith(f"The pool path {source} cannot be read ([Errno 13] Permission")
+    assert texts(open_corpus(f"{tmp_path}/pool/a*/*.parquet")) == ["a"]  # which has nothing of b
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("**", ["1", "2", "3", "4"]),
+        ("**/d/*", ["2", "3", "4"]),
+        ("d/**/3.parquet", ["3"]),
+        ("d/*", ["2", "3", "4"]),
+        ("d/*.parquet", ["2"]),
+        ("*/d", ["3", "4"]),
+        ("*/d/**/4*", ["4"]),
+        ("[!d]*", ["1"]),
+        ("d/?", ["3", "4"]),
+    ],
+)
+def test_glob_patterns(tmp_path, pattern, found):
+    for name in ("1", "d/2", "d/d/3", "d/d/e/4", "_d/5", "d/.e/6"):
+        write(tmp_path / f"{name}.parquet")
+    assert texts(open_corpus(f"{tmp_path}/{pattern}")) == found
+    remote = f"memory://glob-{tmp_path.name}"
+    memory = fsspec.filesystem("memory")
+    for path in tmp_path.rglob("*.parquet"):
+        memory.pipe(f"/glob-{tmp_path.name}/{path.relative_to(tmp_path)}", path.read_bytes())
+    assert texts(open_corpus(f"{remote}/{pattern}")) == found  # as fsspec has it
+
+
 def test_a_name_that_is_not_utf_8(tmp_path):
     write(tmp_path / "a.parquet").rename(tmp_path / os.fsdecode(b"b\xff.parquet"))
     assert error_of(tmp_path) == (

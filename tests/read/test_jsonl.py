@@ -208,6 +208,29 @@ def test_shards_of_signed_and_unsigned_integers(tmp_path):
     assert read(corpus, 0) + read(corpus, 1) == [{"text": "a", "n": n} for n in (SIGNED, BIG)]
 
 
+@pytest.mark.parametrize("kind", ["shards", "lines"])
+@pytest.mark.parametrize("value", [lambda n: n, lambda n: [{"m": n}]], ids=["plain", "nested"])
+def test_negative_integers_beside_unsigned_ones_are_refused(tmp_path, kind, value):
+    """In another shard, or in the same one where a broken line keeps them apart."""
+    path = tmp_path / "a.jsonl"
+    small = lines([{"text": "a", "n": value(n)} for n in (5, -7, 0)])
+    large = lines([{"text": "a", "n": value(2**63)}])
+    if kind == "shards":
+        path.write_bytes(small)
+        (tmp_path / "b.jsonl").write_bytes(large)
+    else:
+        path.write_bytes(small + b"{\n" + large)
+    with pytest.raises(InvalidInput) as caught:
+        open_corpus(str(tmp_path), tolerant=True)
+    assert not isinstance(caught.value, DamagedShard)
+    field = "n" if value(1) == 1 else "n.m"
+    assert caught.value.problem == (
+        f'Shard {path} has negative integers in field "{field}" (-7 for one), which elsewhere has '
+        "integers beyond 2^63, and no type holds both."
+    )
+    assert caught.value.remedy == "Write the field as text in the JSONL, or the data as Parquet."
+
+
 @pytest.mark.parametrize("large", [SIGNED, -SIGNED, BIG])
 @pytest.mark.parametrize("names", ["ab", "ba"])
 def test_shards_that_would_round_each_other_are_refused(tmp_path, large, names):
