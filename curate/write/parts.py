@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.errors import CurateError, InvalidInput
@@ -25,11 +24,12 @@ from curate.files import atomic_path
 from curate.read.schema import take_rows
 from curate.records import OUTPUT_COLUMNS, TOKEN_COLUMNS
 from curate.select.masks import MaskReader
+from curate.write.sizes import row_bytes
 
 _PREFIX = "curate_"
 _PART = "part-"
 _GROUP_BYTES = 1 << 28
-"""What a row group may hold of text before it is cut short: 64 KiB a row in one of 4096 rows."""
+"""What a row group may hold (`row_bytes`) before it is cut short: 64 KiB a row in one of 4096."""
 
 
 def output_schema(schema: pa.Schema, fields: Sequence[pa.Field] = OUTPUT_COLUMNS) -> pa.Schema:
@@ -119,7 +119,7 @@ def row_groups(
     pending: list[pa.RecordBatch] = []
     held = held_bytes = 0
     for piece in pieces:
-        ends = np.cumsum(_text_bytes(piece))
+        ends = np.cumsum(row_bytes(piece))
         start = 0
         while start < piece.num_rows:
             before = int(ends[start - 1]) if start else 0
@@ -135,25 +135,6 @@ def row_groups(
                 pending, held, held_bytes = [], 0, 0
     if pending:
         yield pa.Table.from_batches(pending, schema).combine_chunks()
-
-
-def _text_bytes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """About what each row takes, by its texts, bytes and lists; however it came to be batched."""
-    sizes = np.zeros(batch.num_rows, np.int64)
-    for column in batch.columns:
-        kind = column.type
-        if _is_text(kind):
-            sizes += pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            lengths = pc.list_value_length(column).fill_null(0)
-            sizes += 4 * lengths.to_numpy(zero_copy_only=False).astype(np.int64)
-    return sizes
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    tests = (types.is_string, types.is_binary, types.is_large_string, types.is_large_binary)
-    return any(test(kind) for test in tests)
 
 
 class _Selected:

@@ -157,6 +157,28 @@ def test_long_rows_make_shorter_row_groups(tmp_path: Path, monkeypatch: pytest.M
     assert pq.read_table(path).column("text").equals(table.column("text"))
 
 
+def test_row_groups_of_long_nested_rows_are_cut_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Images, messages and documents in pieces: memory is for one group of them."""
+    monkeypatch.setattr(parts.row_groups, "__defaults__", (1000,))
+    rows = 14
+    columns = {
+        "image": [{"bytes": b"x" * 30, "path": "ab"}] * rows,
+        "messages": [[{"content": "y" * 50}] * 3] * rows,
+        "map": pa.array([[("k", "z" * 17)]] * rows, pa.map_(pa.string(), pa.string())),
+    }
+    table = pa.table(columns)
+    written = set()
+    for batch_rows in (1, 3, rows):
+        path = tmp_path / "part.parquet"
+        pieces = selection_of(range(rows)).to_batches()
+        write_part(path, table.schema, numbered(table, batch_rows), pieces)
+        assert group_sizes(path) == [5, 5, 4]  # of 200 bytes a row
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
 def test_ordinary_rows_make_whole_row_groups(tmp_path: Path):
     table = pa.table({"text": ["x" * 10_000] * 5000, "list": [[1.0] * 10] * 5000})
     path = tmp_path / "part.parquet"
