@@ -102,7 +102,7 @@ def model_facts(model: ModelSettings) -> Facts:
 
 def _weights(folder: Path) -> list[list[Any]]:
     """What tells a folder's pretrained weights from others; nothing for an id of the Hub."""
-    files = sorted(folder.expanduser().glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
@@ -148,18 +148,21 @@ def request_digest(inputs: Inputs, model: ModelSettings) -> str:
 
 def find_report(run: FinishedRun, request: str) -> Facts | None:
     """The report of a finished evaluation of exactly this request, whole in the run's folder."""
-    files = run.folder.files
-    for name in (REPORT_NAME, LOG_NAME):
-        path = run.out / name
-        if not path.is_file() or files.get(name) != sha256_file(path):
-            return None
-    report: Facts = json.loads((run.out / REPORT_NAME).read_text(encoding="utf-8"))
+    files, path = run.folder.files, run.out / REPORT_NAME
+    if not path.is_file() or files.get(REPORT_NAME) != sha256_file(path) or LOG_NAME not in files:
+        return None
+    report: Facts = json.loads(path.read_text(encoding="utf-8"))
     return report if report.get("request") == request else None
 
 
 def write_report(run: FinishedRun, report: Mapping[str, Any]) -> None:
-    """Put a report into the run's folder: its log, `evaluation.json`, and last the manifest."""
+    """Put a report into the run's folder: its log, `evaluation.json`, and last the manifest.
+
+    In between the manifest says nothing of either. So a log that is not the recorded one was
+    changed by somebody else, and its hash is never recorded anew.
+    """
     log, path = run.out / LOG_NAME, run.out / REPORT_NAME
+    run.folder.forget_files([LOG_NAME, REPORT_NAME])
     write_evaluation(log, log_rows(report))
     write_text(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
     run.folder.record_files([log, path])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ import pyarrow.parquet as pq
 
 from curate.config import Config, load_config
 from curate.errors import CurateError, InvalidInput
-from curate.log.query import connect, reading
+from curate.files import sha256_file
+from curate.log.query import LOG_NAME, connect, reading
 from curate.pipeline.folder import RunFolder
 from curate.read.documents import Documents, from_tokens, offsets_from_lengths
 from curate.read.tokenizer import TextTokenizer, load_tokenizer, text_bytes, text_values
-from curate.write.parts import part_files, part_number
+from curate.write.parts import part_number
 
 _BATCH_ROWS = 1024
+_PART = re.compile(r"data/part-[0-9]{5,}\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +85,45 @@ class FinishedRun:
         return self.config.granularity == "token"
 
     def parts(self) -> list[Path]:
-        """The files of the curated dataset, in pool order."""
-        return part_files(self.out)
+        """The files of the curated dataset that the run wrote, in pool order."""
+        names = filter(_PART.fullmatch, self.folder.files)
+        return sorted((self.out / name for name in names), key=part_number)
+
+    def check(self, path: Path) -> None:
+        """Make sure that a file of the run is the one it wrote.
+
+        Raises:
+            InvalidInput: it is gone, or another.
+        """
+        recorded = self.folder.files.get(str(path.relative_to(self.out)))
+        if recorded is None or not path.is_file() or sha256_file(path) != recorded:
+            raise InvalidInput(
+                f"{path} is not what the run wrote: it is gone or was changed.",
+                "See what else is damaged with curate verify; curate run with a new --out makes "
+                "the output again.",
+            )
 
 
 def open_run(out: Path) -> FinishedRun:
     """Open the folder of a finished run.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is none, or its log is not the one it wrote.
     """
     folder = RunFolder.open_finished(out)
     with reading(out) as log:
         shards = log.execute("SELECT fingerprint FROM shard ORDER BY shard_id").fetchall()
         device, seconds = log.execute("SELECT device, stage_seconds FROM run").fetchall()[0]
-    return FinishedRun(
+    run = FinishedRun(
         out=out,
         folder=folder,
         config=load_config(out / "config.yaml"),
         pool=tuple(fingerprint for (fingerprint,) in shards),
         record={"device": device, "stage_seconds": json.loads(seconds)},
     )
+    if LOG_NAME in folder.files:  # or an evaluation was interrupted as it wrote there
+        run.check(out / LOG_NAME)
+    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +142,12 @@ def read_kept(run: FinishedRun, tokenizer: TextTokenizer) -> Iterator[KeptRows]:
     weight 1: the mask stands for the weight.
 
     Raises:
+        InvalidInput: a part is not the one that the run wrote.
         CurateError: the rows of a part are not those that the log says were kept.
     """
     with connect(run.out) as log:
         for part in run.parts():
+            run.check(part)
             ids = _kept_ids(log, part_number(part))
             with pq.ParquetFile(part) as file:
                 if file.metadata.num_rows != len(ids):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from curate.errors import DamagedShard, InvalidInput
 from curate.evaluation.runs import FinishedRun, read_kept
 from curate.evaluation.store import Store, has_store, open_store, write_store
-from curate.files import write_text
+from curate.files import is_whole, write_text
 from curate.noise import Sample
 from curate.pipeline.progress import Progress
 from curate.read.cache import TokenCache, cache_from_json, plan_partitions, write_fragments
@@ -121,5 +121,4 @@ def _training_rows(
 
 
 def _is_whole(cache: TokenCache) -> bool:
-    token_files = (cache.folder / f"{one.name}.arrow" for one in cache.fragments)
-    return all(path.is_file() for path in (*token_files, *cache.document_files()))
+    return all(map(is_whole, (*cache.token_files(), *cache.document_files())))

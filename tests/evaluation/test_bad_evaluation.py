@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation_helpers import SMALL, small_preset, write_test  # noqa: F401
 from run_helpers import Run, curate, run_tiny, shared_run, snapshot, write_plain_pool
+
+from curate import verify
 
 FLAGS = [
     part for key, value in SMALL.items() for part in (f"--{key.replace('_', '-')}", str(value))
@@ -193,6 +197,62 @@ def test_the_pool_is_another(finished: Run, stranger: Run, tmp_path: Path, test_
         f"The pool in {other} is not the one that the run in {run.out} curated.",
         "Say with --pool where the pool of the run lies now.",
     )
+
+
+def not_what_was_written(path: Path) -> str:
+    return says(
+        f"{path} is not what the run wrote: it is gone or was changed.",
+        "See what else is damaged with curate verify; curate run with a new --out makes the output "
+        "again.",
+    )
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def reverse_rows(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(range(table.num_rows))[::-1]), path)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, reverse_rows])
+@pytest.mark.parametrize("index", [0, -1])
+def test_a_dataset_that_is_not_what_the_run_wrote(
+    finished: Run, tmp_path: Path, test_set: Path, damage: Callable[[Path], None], index: int
+) -> None:
+    """A result is filed under the name of the whole dataset, so it must not be of a part of it."""
+    run = finished.copy(tmp_path / "out")
+    part = run.parts()[index]
+    whole = part.read_bytes()
+    damage(part)
+    for _ in range(2):
+        result = curate("evaluate", run.out, *FLAGS, "--test", test_set)
+        assert result.exit_code == 2, (result.exception, result.stderr)
+        assert result.stderr.endswith(not_what_was_written(part))
+    part.write_bytes(whole)
+    assert curate("evaluate", run.out, *FLAGS, "--test", test_set).exit_code == 0
+    assert verify(run.out, full=True).holds
+
+
+def test_a_log_that_is_not_what_the_run_wrote(
+    finished: Run, tmp_path: Path, test_set: Path
+) -> None:
+    """An evaluation records the log's hash anew, and would hide that it was changed."""
+    run = finished.copy(tmp_path / "out")
+    with duckdb.connect(str(run.log)) as connection:
+        connection.execute("UPDATE document SET source = 'x'")
+    assert refused(run.out, "--test", test_set) == not_what_was_written(run.log)
+    assert not verify(run.out).holds
+
+
+def test_tokens_that_were_cut_short_are_made_again(
+    finished: Run, tmp_path: Path, test_set: Path
+) -> None:
+    run = finished.copy(tmp_path / "out")
+    truncate(sorted((run.out / "state" / "tokens").glob("*.arrow"))[0])
+    assert curate("evaluate", run.out, *FLAGS, "--test", test_set).exit_code == 0
+    assert list((run.out / "evaluation" / "tokens").iterdir())
 
 
 def test_no_such_device(finished: Run, test_set: Path) -> None:
