@@ -236,20 +236,38 @@ def _where(out: Path) -> str:
     type=click.Choice(["table", "csv", "json", "parquet"]),
     default="table",
     show_default=True,
-    help="How --sql prints its rows.",
+    help="What to print; csv and parquet are for the rows of --sql.",
 )
 @click.option("--why", metavar="DOCUMENT_ID", help="Explain one document: its id, or SHARD:ROW.")
 def log(out: Path, sql: str | None, form: str, why: str | None) -> None:
     """Ask the selection log of a finished run: a summary, any SQL, or why about one document."""
+    from curate.errors import InvalidInput
     from curate.log import query, render
 
+    if sql is not None and why is not None:
+        raise InvalidInput("--sql and --why are two questions.", "Ask one at a time.")
+    if sql is None and form in ("csv", "parquet"):
+        raise InvalidInput(
+            f"--format {form} is for the rows of a query, but --sql is not given.",
+            "Give --sql, or --format json.",
+        )
     with _printing():
-        if why is not None:
-            say(render.render_why(query.why(out, why)))
-        elif sql is not None:
+        if sql is not None:
             _print_rows(query.run_sql(out, sql), form)
+            return
+        found: Any = query.summary(out) if why is None else query.why(out, why)
+        if form == "json":
+            _print_json(found)
         else:
-            say(render.render_summary(query.summary(out)))
+            say(render.render_summary(found) if why is None else render.render_why(found))
+
+
+def _print_json(found: Any) -> None:
+    import json
+
+    from curate.log.plain import plain
+
+    Data().write(json.dumps(plain(found), indent=2, ensure_ascii=False) + "\n")
 
 
 def _print_rows(reader: Any, form: str) -> None:
@@ -288,16 +306,13 @@ def compare(outs: tuple[Path, ...], by: str | None, top: int, form: str) -> None
 
     Tells how alike they rank and keep, what each favors, and which documents they disagree on most.
     """
-    import json
-
     import curate
     from curate.log.compare_text import render_comparison
-    from curate.log.plain import plain
 
     comparison = curate.compare(outs, by=by, top=top)
     with _printing():
         if form == "json":
-            Data().write(json.dumps(plain(comparison), indent=2, ensure_ascii=False) + "\n")
+            _print_json(comparison)
         else:
             say(render_comparison(comparison))
 
@@ -387,16 +402,13 @@ def verify(
     pool, value for value: a sample that follows from the run's seed, or all of them.
     Exits with 1 if something does not hold.
     """
-    import json
-
     import curate
     from curate.verification.text import render_verification, verification_tree
 
     done = curate.verify(out, full, pool=pool, source=not no_source)
     with _printing():
         if form == "json":
-            tree = verification_tree(done)
-            Data().write(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+            _print_json(verification_tree(done))
         else:
             say(render_verification(done))
     if not done.holds:

@@ -221,6 +221,41 @@ def test_log_prints_a_table_by_default(run: Run) -> None:
     assert curate("log", run.out, "--sql", query).stdout == "one\n---\n  1\n(1 row)\n"
 
 
+def test_log_summary_and_why_as_json(run: Run) -> None:
+    result = curate("log", run.out, "--format", "json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert found["run"]["run_id"] == run.sql("SELECT run_id FROM run")[0][0]
+    assert len(found["rounds"]) == run.sql("SELECT count(*) FROM round")[0][0]
+    rows = json.loads(curate("log", run.out, "--why", "0:1", "--format", "json").stdout)
+    assert {row["document_id"] for row in rows} == {1}
+    assert len(rows) == len(run.sql("FROM why(1)"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            ("--why", "0:1", "--sql", "FROM kept"),
+            "Error: --sql and --why are two questions.\nTo fix: Ask one at a time.\n",
+        ),
+        (
+            ("--format", "csv"),
+            "Error: --format csv is for the rows of a query, but --sql is not given.\n"
+            "To fix: Give --sql, or --format json.\n",
+        ),
+        (
+            ("--why", "0:1", "--format", "parquet"),
+            "Error: --format parquet is for the rows of a query, but --sql is not given.\n"
+            "To fix: Give --sql, or --format json.\n",
+        ),
+    ],
+)
+def test_log_flags_that_would_do_nothing(run: Run, asked: tuple[str, ...], said: str) -> None:
+    result = curate("log", run.out, *asked)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", said)
+
+
 def test_log_why_by_id_and_by_place(run: Run) -> None:
     [(document, row)] = run.sql(
         'SELECT document_id, "row" FROM document WHERE kept AND shard_id > 0 LIMIT 1'

@@ -82,7 +82,7 @@ def compare(outs: Sequence[StrPath], *, by: str | None = None, top: int = 10) ->
         )
     if top < 0:
         raise InvalidInput(f"The number of documents to show is {top}.", "Set top to 0 or more.")
-    with attach.attach([Path(out) for out in outs]) as (connection, logs):
+    with attach.attach([Path(out).expanduser() for out in outs]) as (connection, logs):
         try:
             attach.check_same_pool(connection, logs)
             grouping = _grouping(connection, logs, by)
@@ -100,8 +100,10 @@ def _compare(
 ) -> dict[str, Any]:
     for log in {log.number: log for log in logs}.values():
         known = attach.has_tokens_kept(connection, log)
-        average = _average(connection, log)
-        outcome = compare_sql.create_outcome(log, has_tokens_kept=known, average=average)
+        average, rounds = _averaging(connection, log)
+        outcome = compare_sql.create_outcome(
+            log, has_tokens_kept=known, average=average, rounds_per_pass=rounds
+        )
         connection.execute(outcome)
     runs = [_Run(log, _figures(connection, log, index)) for index, log in enumerate(logs)]
     return {
@@ -138,13 +140,20 @@ def _grouping(
     )
 
 
-def _average(connection: duckdb.DuckDBPyConnection, log: AttachedLog) -> str:
-    """`blade.average` of a run; a log without a config that says so gives last."""
+def _averaging(connection: duckdb.DuckDBPyConnection, log: AttachedLog) -> tuple[str, int]:
+    """`blade.average` of a run and the rounds of a pass; without a config, last and 1."""
     found = next(iter(fetch_rows(connection, compare_sql.config(log))), {})
     try:
-        return str(json.loads(found["config"])["blade"]["average"])
+        blade = json.loads(found["config"])["blade"]
+        average = str(blade["average"])
     except (ValueError, LookupError, TypeError, RecursionError):
-        return "last"
+        return "last", 1
+    passes = blade.get("passes")
+    if not isinstance(passes, int) or passes < 1:
+        return average, 1
+    rounds = int(fetch_rows(connection, compare_sql.count_rounds(log))[0]["rounds"])
+    scored = blade.get("final") in ("rescore", "ensemble")
+    return average, max(1, (rounds - scored) // passes)
 
 
 def _figures(connection: duckdb.DuckDBPyConnection, log: AttachedLog, index: int) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def outcome(log: AttachedLog) -> str:
     return f"outcome_{log.number}"
 
 
-def create_outcome(log: AttachedLog, *, has_tokens_kept: bool, average: str) -> str:
+def create_outcome(
+    log: AttachedLog, *, has_tokens_kept: bool, average: str, rounds_per_pass: int
+) -> str:
     """The statement that makes `outcome`, once per log.
 
     `score` is what the final selection ranked the document by: the score standardized within its
@@ -43,12 +45,13 @@ def create_outcome(log: AttachedLog, *, has_tokens_kept: bool, average: str) -> 
         log: the log.
         has_tokens_kept: whether its documents say how many of their tokens were kept.
         average: `blade.average` of its run; what is none of its values counts as last.
+        rounds_per_pass: of its run, which weighs decisions by pass.
     """
     tokens_kept = "d.tokens_kept" if has_tokens_kept else "d.tokens"
     decision = log.table("decision")
     visit, merit = {
         "uniform": ("NULL", "avg(z)"),
-        "linear": ("row_number() OVER (PARTITION BY document_id ORDER BY c.round)", _LINEAR),
+        "linear": (f"c.round // {rounds_per_pass} + 1", _LINEAR),
     }.get(average, ("c.round", "arg_max(z, visit)"))
     return f"""
     CREATE TEMP TABLE {outcome(log)} AS
@@ -89,6 +92,11 @@ def settings(log: AttachedLog) -> str:
 def config(log: AttachedLog) -> str:
     """One row: the resolved config as text."""
     return f"SELECT config::VARCHAR AS config FROM {log.table('run')} LIMIT 1"
+
+
+def count_rounds(log: AttachedLog) -> str:
+    """One row: how many rounds decided, a final scoring included."""
+    return f"SELECT count(*) AS rounds FROM {log.table('round')}"
 
 
 def totals(log: AttachedLog) -> str:

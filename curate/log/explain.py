@@ -14,6 +14,8 @@ from curate.log.cells import cell, number, text_table, visible
 
 _Row = Mapping[str, Any]
 
+_ROUNDS_SHOWN = 20
+
 
 def render_why(rows: Sequence[_Row]) -> str:
     """The history of one document in sentences, oldest round first, the outcome last."""
@@ -112,12 +114,25 @@ def _rounds(rows: Sequence[_Row]) -> str:
             _figure(row["target_loss_reference"]),
             _seconds(row["seconds"]),
         )
-        for row in rows
+        for row in both_ends(rows, _ROUNDS_SHOWN)
     ]
     names = ("Round", "Scored", "Kept", "Cut-off", "Proxy loss", "Reference loss", "Time")
-    words = ("Losses are on the target, nats per token.", separation_in_words(rows))
+    hidden = len(rows) - len(cells)
+    words = (
+        f"{hidden:,} rounds between them are not shown (FROM round)." if hidden else "",
+        "Losses are on the target, nats per token.",
+        separation_in_words(rows),
+    )
     notes = "".join(f"{line}\n" for line in words if line)
     return text_table(names, cells, (True,) * len(names)) + notes
+
+
+def both_ends(rows: Sequence[_Row], most: int) -> list[_Row]:
+    """The rows, or where there are more than `most` a quarter of them from the start and the rest
+    from the end: a run over a large pool has thousands of rounds.
+    """
+    first = most // 4
+    return list(rows) if len(rows) <= most else [*rows[:first], *rows[first - most :]]
 
 
 def separation_in_words(rounds: Sequence[_Row]) -> str:
@@ -134,9 +149,22 @@ def separation_in_words(rounds: Sequence[_Row]) -> str:
 def _stages(stages: Mapping[str, float], activities: Mapping[str, float]) -> str:
     if not stages:
         return ""
-    cells = [(name, _seconds(seconds)) for name, seconds in stages.items()]
+    cells = [(name, _seconds(seconds)) for name, seconds in _with_rounds_together(stages).items()]
     words = activities_in_words(activities, visible)
     return text_table(("Stage", "Time"), cells, (False, True)) + (f"{words}\n" if words else "")
+
+
+def _with_rounds_together(stages: Mapping[str, float]) -> dict[str, float]:
+    """The stages, in which more rounds than are shown are one."""
+    rounds = [name for name in stages if name.startswith("round-")]
+    if len(rounds) <= _ROUNDS_SHOWN:
+        return dict(stages)
+    together = f"{rounds[0]} to {rounds[-1]}"
+    found: dict[str, float] = {}
+    for name, seconds in stages.items():
+        label = together if name.startswith("round-") else name
+        found[label] = found.get(label, 0.0) + seconds
+    return found
 
 
 def activities_in_words(seconds: Mapping[str, float], show: Callable[[str], str]) -> str:

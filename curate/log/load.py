@@ -84,6 +84,13 @@ def check_log_path(path: Path) -> None:
                 f"DuckDB cannot write to {path} because its path has a {name}.",
                 "Choose an output folder without one.",
             )
+    whole = str(path.absolute())
+    if whole != whole.encode(errors="replace").decode():
+        name = ascii(whole).strip("'")
+        raise InvalidInput(
+            f"DuckDB cannot write to {name} because its path is not UTF-8.",
+            "Choose an output folder with another path.",
+        )
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ def run_sql(out: StrPath, sql: str) -> pa.RecordBatchReader:
 
     The rows come as they are computed; the log is closed after the last one, or with the reader.
     """
-    connection = connect(Path(out))
+    connection = connect(Path(out).expanduser())
     steps = _Steps(connection)
     try:
         reader = steps.run(lambda: _arrow_reader(_relation(connection, sql)))
@@ -182,7 +182,7 @@ def why(out: StrPath, document: str) -> list[dict[str, Any]]:
         document: a document id, or SHARD:ROW.
     """
     number = _parse_document(document)
-    with reading(Path(out)) as connection:
+    with reading(Path(out).expanduser()) as connection:
         rows = [] if number is None else fetch_rows(connection, "FROM why(?)", [number])
     if not rows:
         raise InvalidInput(f"There is no document {document} in the log.", _ID_REMEDY)
@@ -204,7 +204,7 @@ def summary(out: StrPath) -> dict[str, Any]:
         activity_seconds: the same by activity; empty in a log of an older curate.
         rollbacks: every stage that started over, and why; none in a log of an older curate.
     """
-    with reading(Path(out)) as connection:
+    with reading(Path(out).expanduser()) as connection:
         run = next(iter(fetch_rows(connection, "FROM run")), {})
         run.pop("config", None)
         stages = run.pop("stage_seconds", None)
@@ -294,7 +294,7 @@ def _parse_document(document: str) -> int | None:
 
 
 def _keep_rates(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
-    for column in grouping_columns(connection)[:1]:
+    for column in grouping_columns(connection, 1):
         view = quote(f"keep_rate_by_{column}")
         values = fetch_rows(connection, f"SELECT count(*) AS n FROM {view}")[0]["n"]
         rows = fetch_rows(connection, f"{keep_rate_rows(column)} LIMIT 10")
@@ -310,16 +310,19 @@ def keep_rate_rows(column: str) -> str:
     return f"SELECT * REPLACE (value::VARCHAR AS value) FROM {quote(f'keep_rate_by_{column}')}"
 
 
-def grouping_columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Metadata columns whose keep_rate view says something, in the order of the pool's columns.
+def grouping_columns(connection: duckdb.DuckDBPyConnection, most: int) -> list[str]:
+    """The first metadata columns whose keep_rate view says something, in the pool's order.
 
-    Those of at least two values, and of at least two documents a value: not a user's id column.
+    Those of at least two values, and of at least two documents a value: not a user's id column. A
+    look at one reads it for all documents, so no more are looked at than it takes to find `most`.
     """
     views = "SELECT view_name FROM duckdb_views() WHERE NOT internal"
     named = {row["view_name"] for row in fetch_rows(connection, views)}
     columns = [row["column_name"] for row in fetch_rows(connection, "DESCRIBE document")]
-    found = []
+    found: list[str] = []
     for column in columns[len(DOCUMENT.columns) :]:
+        if len(found) == most:
+            break
         view = f"keep_rate_by_{column}"
         if view in named:
             sql = f"SELECT count(*) AS n, sum(documents) AS documents FROM {quote(view)}"

@@ -133,7 +133,7 @@ def keep_rates(
     """
     return {
         name: query(connection, f"{keep_rate_rows(name)} LIMIT {values}")
-        for name in grouping_columns(connection)[:columns]
+        for name in grouping_columns(connection, columns)
     }
 
 

@@ -172,12 +172,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return _table_frame(head, body, "plain")
 
 
-def compact(value: float) -> str:
-    """A number in at most four characters and a unit: 950, 1.2k, 34M, 5.6B."""
+def compact(value: float, digits: int = 3) -> str:
+    """A number in so many digits and a unit: 950, 1.2k, 34M, 5.6B."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+            return f"{value / size:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"
 
 
 def _table_frame(head: Sequence[str], body: str, name: str) -> str:
@@ -213,19 +213,29 @@ def _round_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
 
 
+def _labelled(ticks: Sequence[float]) -> list[tuple[float, str]]:
+    """Ticks at even steps, each with its value in as many digits as the step needs."""
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else max(map(abs, ticks), default=0.0)
+    digits = next(
+        (d for d in range(3, 15) if all(abs(float(f"{t:.{d}g}") - t) <= step / 1e3 for t in ticks)),
+        15,
+    )
+    return [(tick, compact(tick, digits)) for tick in ticks]
+
+
 def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str, *, least_x: float = 0.0) -> str:
     parts = []
-    for tick in y.ticks():
+    for tick, label in _labelled(y.ticks()):
         up = y.at(tick)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up:.1f}" y2="{up:.1f}"/>'
             f'<text class="tick" x="{_LEFT - 8}" y="{up + 4:.1f}" text-anchor="end">'
-            f"{compact(tick)}</text>"
+            f"{label}</text>"
         )
-    for tick in x.ticks(6, least_x):
+    for tick, label in _labelled(x.ticks(6, least_x)):
         parts.append(
             f'<text class="tick" x="{x.at(tick):.1f}" y="{_HEIGHT - _BOTTOM + 17}" '
-            f'text-anchor="middle">{compact(tick)}</text>'
+            f'text-anchor="middle">{label}</text>'
         )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(

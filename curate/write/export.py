@@ -120,12 +120,18 @@ def export_dataset(
         seed: seed of the rounding; the run's by default.
 
     Raises:
-        InvalidInput: `to` is unknown, or `out` holds no finished run, or a link that leads out, or
-            values that JSON Lines are not written with, or a column of an added one's name.
+        InvalidInput: `to` is unknown, or there is a seed of nothing, or `out` holds no finished
+            run, or a link that leads out, or values that JSON Lines are not written with, or a
+            column of an added one's name.
         OutputConflict: `dest` is not empty, or the current folder.
         OutputFailed: `dest` cannot be written; nothing of it is left.
     """
-    out, dest = Path(out), local_folder(dest, "--dest")
+    out, dest = Path(out).expanduser(), local_folder(dest, "--dest")
+    if seed is not None and not materialize:
+        raise InvalidInput(
+            f"--seed {seed} is of the repetition, but documents are not repeated.",
+            "Give --materialize too, or leave out --seed.",
+        )
     if to not in FORMATS:
         raise InvalidInput(
             f"There is no export format {to}.", f"Give one of {', '.join(FORMATS)} with --to."

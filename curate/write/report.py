@@ -21,6 +21,7 @@ import duckdb
 from curate.files import write_text
 from curate.log.explain import (
     activities_in_words,
+    both_ends,
     rollbacks_in_words,
     separation_in_words,
 )
@@ -30,6 +31,8 @@ from curate.write import charts
 from curate.write.card import Row, keep_rates, one_line, public_config, query
 
 _POINTS = 300
+_ROUNDS = 100
+"""Rows of the table of rounds, at most."""
 _VALUES = 30
 _VIEWS = 3
 _EDGE_DOCUMENTS = 12
@@ -228,9 +231,11 @@ def _rounds_table(rounds: list[Row]) -> str:
             _figure(row["train_loss"], ".3f"),
             _figure(row["seconds"], ".1f"),
         )
-        for row in rounds
+        for row in both_ends(rounds, _ROUNDS)
     ]
-    return _section("Rounds", "", charts.table(head, rows) if rows else "")
+    hidden = len(rounds) - len(rows)
+    note = f"{hidden:,} rounds between them are not shown; the log has them all." if hidden else ""
+    return _section("Rounds", note, charts.table(head, rows) if rows else "")
 
 
 def _training(connection: duckdb.DuckDBPyConnection) -> str:

@@ -238,6 +238,24 @@ def test_the_summary_of_next_to_nothing(log: Log):
     assert render.render_summary(summary(log.build())).startswith("Run bare\n\nReason")
 
 
+def test_the_summary_of_a_thousand_rounds(built):
+    """Of a large pool: the rounds at both ends, and one stage for all of them."""
+    found = summary(built)
+    one = found["rounds"][0]
+    found["rounds"] = [{**one, "round": number} for number in range(1000)]
+    stages = {"tokens": 5.0, **{f"round-{number:04d}": 2.0 for number in range(1000)}, "scoring": 9}
+    text = render.render_summary({**found, "stage_seconds": stages})
+    lines = text[text.index("Round  ") :].splitlines()
+    shown = [*range(5), *range(985, 1000)]
+    assert [int(line.split()[0]) for line in lines[1:21]] == shown
+    assert lines[21] == "980 rounds between them are not shown (FROM round)."
+    times = text[text.index("Stage ") :].splitlines()[1:4]
+    assert [line.split("  ")[0] for line in times] == [
+        "tokens", "round-0000 to round-0999", "scoring",
+    ]  # fmt: skip
+    assert times[1].endswith("33 min 20 s")
+
+
 def test_the_summary_tells_of_rollbacks(log: Log):
     gone_back = [{"stage": stage, "problem": "It broke."} for stage in ("warm-up", "round-\x1b")]
     log.changes["run"] = RUN | {"rollbacks": gone_back}

@@ -243,6 +243,15 @@ def exported_rows(dest: Path, to: str) -> list[dict]:
     return [json.loads(line) for path in sorted(dest.iterdir()) for line in path.open()]
 
 
+def test_a_seed_of_nothing_is_refused(out: Path, tmp_path: Path):
+    with pytest.raises(InvalidInput) as caught:
+        export_dataset(out, to="parquet", dest=tmp_path / "dest", seed=5)
+    assert caught.value.problem == (
+        "--seed 5 is of the repetition, but documents are not repeated."
+    )
+    assert not (tmp_path / "dest").exists()
+
+
 def test_seed_decides_the_copies(out: Path, tmp_path: Path):
     def files(name: str, seed: int | None) -> list[bytes]:
         export_dataset(out, to="jsonl", dest=tmp_path / name, materialize=True, seed=seed)

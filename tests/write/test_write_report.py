@@ -149,6 +149,16 @@ def test_charts_of_nothing_are_empty():
     assert "0.00%" in bar_table(("a", "b"), [Bar("x", 0.0, ())], mark=0.0)
 
 
+def test_ticks_say_their_value_however_close_they_are():
+    points = [(0.0, 3.412), (1.0, 3.4305), (2.0, 3.42)]
+    drawn = line_chart([Series("u", points)], x_label="round", y_label="loss")
+    assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ["3.415", "3.42", "3.425", "3.43"]
+    steps = [(1_234_000.0, 1.0), (1_234_060.0, 2.0)]
+    drawn = line_chart([Series("u", steps)], x_label="step", y_label="loss")
+    labels = re.findall(r'text-anchor="middle">(1[^<]+)<', drawn)
+    assert labels == ["1.234M", *(f"1.2340{ten}M" for ten in range(1, 7))]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (999, "999"), (1000, "1k"), (999_600, "1M"), (53_644, "53.6k"), (2.6e6, "2.6M")],
