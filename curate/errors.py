@@ -6,6 +6,8 @@ standard error and exits with the code; library callers catch `CurateError` or a
 
 from __future__ import annotations
 
+import errno
+
 
 class CurateError(Exception):
     """Root of all errors raised on purpose.
@@ -101,6 +103,19 @@ class NonFiniteLoss(CurateError):
         remedy: str = "Lower train.learning_rate, or run with --set compute.dtype=float32.",
     ) -> None:
         super().__init__(problem, remedy)
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python, NumPy and Arrow share a class, others have their own."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    home, name = type(error).__module__.partition(".")[0], type(error).__name__
+    if (home, name) in (("torch", "OutOfMemoryError"), ("_duckdb", "OutOfMemoryException")):
+        return True
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def size_text(size: float) -> str:

@@ -7,7 +7,6 @@ variables are never written.
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from curate.errors import CurateError
+from curate.errors import CurateError, is_of_memory
 
 _PACKAGES = ("curate", "torch", "pyarrow", "duckdb", "transformers", "datasets")
 _GOES_ON = {
@@ -38,9 +37,10 @@ def foreseen(error: Exception, verb: str | None) -> CurateError | None:
         error: an exception that no part of curate raised on purpose.
         verb: the verb that met it.
     """
-    if not _is_of_memory(error):
+    if not is_of_memory(error):
         return None
-    where = "device" if type(error).__module__.startswith("torch") else "machine"
+    named = any(name in str(error) for name in ("CUDA", "CUBLAS", "HIP"))
+    where = "device" if named or type(error).__module__.startswith("torch") else "machine"
     less = f" to go on, or {_GOES_ON[verb]}" if verb in _GOES_ON else ""
     return OutOfMemory(
         f"The {where} ran out of memory.",
@@ -67,18 +67,6 @@ def report(error: Exception, verb: str | None, arguments: Sequence[str]) -> Cura
         else ""
     )
     return CurateError(problem, f"Report it {place}{on}.")
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python, NumPy and Arrow share a class, others have their own."""
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    home, name = type(error).__module__.partition(".")[0], type(error).__name__
-    if (home, name) in (("torch", "OutOfMemoryError"), ("_duckdb", "OutOfMemoryException")):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _named(error: Exception) -> str:

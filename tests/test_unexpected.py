@@ -181,6 +181,9 @@ def test_out_of_memory(failing: Any, temporary: Path, library: str) -> None:
     ("error", "where"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "device"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), "device"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublas"), "device"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "device"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "machine"),
     ],
 )

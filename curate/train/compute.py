@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ import torch
 
 from curate.config.schema import ComputeConfig
 from curate.errors import InvalidInput
+from curate.read.locate import short_reason
 
 _CPU_TOKENS = 4096
 """In one forward pass that scores, by default."""
@@ -25,7 +27,10 @@ _GPU_TOKENS = 65_536
 _ACTIVATION_BYTES = {"fused": 32, "plain": 96}
 """Kept for the gradient of a token, layer and hidden unit (benchmarks/LOG.md)."""
 _SHARE_FOR_ACTIVATIONS = 0.4
-"""Of a GPU's memory. The rest is for weights, of four models or more, and for logits."""
+"""Of a GPU's memory. The rest is for weights and for logits."""
+_COPIES_OF_WEIGHTS, _SHARE_OF_WHAT_IS_LEFT = 10, 0.8
+"""In a sync: the proxy, its average and two moments; the same of the model that is moved and its
+gradient; the pair before. Large models leave less for activations than the share above."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of mallopt(3)."""
 _MAPPED_FROM = (1 << 25, 1 << 30)
@@ -51,20 +56,50 @@ class Compute:
     dtype: torch.dtype
     microbatch_tokens: int | None
 
-    def tokens_for(self, width: int, kind: Literal["fused", "plain"]) -> tuple[int, int]:
+    @property
+    def names(self) -> dict[str, str]:
+        """Device and precision as the manifest and the log have them."""
+        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
+
+    def tokens_for(
+        self, width: int, kind: Literal["fused", "plain"], weight_bytes: int
+    ) -> tuple[int, int]:
         """Padded tokens in one forward pass that scores, and in one that is trained on.
 
         Args:
             width: hidden units of all layers of the model together.
             kind: how its layers are computed.
+            weight_bytes: of the model.
         """
         if self.microbatch_tokens is not None or self.device.type == "cpu":
             scored = self.microbatch_tokens or _CPU_TOKENS
             return scored, max(1, scored // 2)
-        memory = torch.cuda.get_device_properties(self.device).total_memory
-        fitting = _SHARE_FOR_ACTIVATIONS * memory / (_ACTIVATION_BYTES[kind] * width)
-        kept = min(_GPU_TOKENS, 1 << max(9, int(math.log2(max(1.0, fitting)))))
+        fitting = self._fitting_tokens(width, kind, weight_bytes)
+        kept = min(_GPU_TOKENS, 1 << max(9, int(math.log2(fitting))))
         return min(_GPU_TOKENS, 2 * kept), kept
+
+    def held_tokens(
+        self, width: int, kind: Literal["fused", "plain"], weight_bytes: int
+    ) -> int | None:
+        """Tokens whose activations may be held while they are chosen from; None for any number.
+
+        Args:
+            width: hidden units of all layers of the model together.
+            kind: how its layers are computed.
+            weight_bytes: of the model.
+        """
+        if self.microbatch_tokens is not None:
+            return max(1, self.microbatch_tokens // 2)
+        if self.device.type == "cpu":
+            return None
+        return self._fitting_tokens(width, kind, weight_bytes)
+
+    def _fitting_tokens(self, width: int, kind: str, weight_bytes: int) -> int:
+        """Tokens whose activations fit into a GPU beside the models; 1 where none would."""
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        left = memory - _COPIES_OF_WEIGHTS * weight_bytes
+        room = min(_SHARE_FOR_ACTIVATIONS * memory, _SHARE_OF_WHAT_IS_LEFT * left)
+        return max(1, int(room / (_ACTIVATION_BYTES[kind] * width)))
 
     def send(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         """An array on the device; nothing waits for its copy, nor for what is under way there."""
@@ -86,6 +121,8 @@ def resolve_compute(config: ComputeConfig) -> Compute:
         InvalidInput: the device is unknown or not on this machine.
     """
     device = _resolve_device(config.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # what asks about "the" GPU means this one
     if config.dtype == "auto":
         dtype = torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
     else:
@@ -149,7 +186,14 @@ def _resident_pages() -> int:
 
 def _resolve_device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        device = torch.device("cuda")
+        if reason := _failure_on(device):
+            said = f"The GPU cannot be used ({reason}), so models run on the CPU."
+            warnings.warn(said, stacklevel=2)
+            return torch.device("cpu")
+        return device
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -163,7 +207,20 @@ def _resolve_device(name: str) -> torch.device:
         raise InvalidInput(
             f"There is no device {name} on this machine.", "Use --device cpu or --device auto."
         )
+    if device.type == "cuda" and (reason := _failure_on(device)):
+        raise InvalidInput(
+            f"The device {name} cannot be used ({reason}).", "Use --device cpu, or another device."
+        )
     return device
+
+
+def _failure_on(device: torch.device) -> str | None:
+    """Why nothing can be computed on a GPU: a build of PyTorch without its kernels, or no room."""
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except (RuntimeError, AssertionError) as error:  # the second where PyTorch has no GPUs at all
+        return short_reason(error)
+    return None
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from curate.errors import is_of_memory
 from curate.read.locate import short_reason
+
+_SWITCHES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
 
 
 def fuse_layers(network: nn.Module) -> bool:
@@ -40,13 +43,16 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 def can_fuse() -> bool:
     """Whether there is a compiler for the GPU, found out by trying.
 
-    `TORCH_COMPILE_DISABLE=1` in the environment, which PyTorch knows too, does without.
+    `TORCH_COMPILE_DISABLE=1` in the environment, which PyTorch knows too, does without, and so does
+    `TORCHDYNAMO_DISABLE=1`.
     """
-    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+    if any(os.environ.get(name) == "1" for name in _SWITCHES):
         return False
     try:
         torch.compile(torch.sin, dynamic=True)(torch.ones(64, device="cuda"))
     except Exception as error:  # Triton's, a C compiler's, or that there is none
+        if is_of_memory(error):
+            raise
         warnings.warn(
             f"PyTorch cannot compile for this GPU, and models take up to twice as long "
             f"({short_reason(error)}). Install Triton and a C compiler (gcc).",

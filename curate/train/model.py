@@ -13,7 +13,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from curate.errors import InvalidInput
+from curate.errors import InvalidInput, is_of_memory
+from curate.files import local_folder
 from curate.read.documents import Documents
-from curate.read.locate import display_uri
+from curate.read.locate import display_uri, short_reason
 from curate.read.windows import Batch, Windows, make_batches, pack_batches
 from curate.train.attention import BLOCKED, packed_attention, register_blocked
 from curate.train.compute import Compute
@@ -97,6 +98,15 @@ PRESETS: dict[str, ModelShape] = {
 }
 
 
+def model_source(name: str) -> str:
+    """The name that a user gave of a model, with `~` resolved, which transformers takes for an id.
+
+    Raises:
+        InvalidInput: it names the home of nobody.
+    """
+    return str(local_folder(name, "--model")) if name.startswith("~") else name
+
+
 def find_shape(name: str) -> ModelShape:
     """The shape of a preset, or of a pretrained model whose config can be read.
 
@@ -105,7 +115,7 @@ def find_shape(name: str) -> ModelShape:
     """
     if name in PRESETS:
         return PRESETS[name]
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise _unknown_model(name)
     try:
@@ -196,16 +206,38 @@ def load_network(name: str) -> nn.Module:
     """Pretrained weights from safetensors, in float32; never runs the repository's own code.
 
     Raises:
-        InvalidInput: the weights cannot be loaded that way.
+        InvalidInput: the weights cannot be loaded that way, or not now.
     """
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        network: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # weights of somebody else's can fail in any way
-        raise _unknown_model(name) from None
+    except Exception as error:  # weights of somebody else's can fail in any way
+        if is_of_memory(error):
+            raise
+        if Path(name).is_dir():
+            raise _unknown_model(name) from None
+        raise InvalidInput(
+            f"The weights of {display_uri(name)} could not be loaded ({short_reason(error)}).",
+            "Run the same command again when the network or the disk is well; set --model to "
+            "another if it has no safetensors weights.",
+        ) from None
+    if not _is_causal(network):
+        raise InvalidInput(
+            f"The model {display_uri(name)} is not causal: it sees the tokens that it is to "
+            "predict.",
+            "Set --model to a causal language model.",
+        )
+    return network
+
+
+@torch.no_grad()
+def _is_causal(network: nn.Module) -> bool:
+    """Whether what a network says of a token depends on no later one, tried on a few tokens."""
+    first, second = (
+        network.eval()(input_ids=torch.tensor([[2, 3, 4, last]])).logits[:, :3] for last in (5, 6)
+    )
+    return torch.allclose(first, second, rtol=1e-4, atol=1e-6)
 
 
 def _unknown_model(name: str) -> InvalidInput:
@@ -227,6 +259,7 @@ class LanguageModel:
         compute: device and precision.
         microbatch_tokens: padded tokens in one forward pass that scores.
         training_microbatch_tokens: in one whose activations are kept for the gradient.
+        held_tokens: tokens whose activations may be held over several; None for any number.
     """
 
     def __init__(
@@ -241,9 +274,12 @@ class LanguageModel:
         if self._packs:
             _keep_angles_exact(network)
         fuses = self._packs and fuse_layers(network)
+        size = sum(one.numel() * one.element_size() for one in network.parameters())
+        kind: Literal["fused", "plain"] = "fused" if fuses else "plain"
         self.microbatch_tokens, self.training_microbatch_tokens = compute.tokens_for(
-            _width(network), "fused" if fuses else "plain"
+            _width(network), kind, size
         )
+        self.held_tokens = compute.held_tokens(_width(network), kind, size)
 
     def frozen_copy(self) -> LanguageModel:
         """An independent copy without gradients."""
@@ -351,6 +387,8 @@ def _can_pack(network: nn.Module, compute: Compute) -> bool:
     if compute.device.type != "cuda" or compute.dtype != torch.bfloat16:
         return False
     ours = getattr(network.config, "_attn_implementation", None) == BLOCKED
+    if torch.version.hip is not None:  # where capabilities are other numbers; not tried
+        return False
     return ours and torch.cuda.get_device_capability(compute.device) >= _PACKING_CAPABILITY
 
 

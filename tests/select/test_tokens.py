@@ -189,6 +189,28 @@ def test_no_graph_is_held_of_a_document_of_several_batches(planted):
     assert len(bench.steps) == 8
 
 
+def test_no_graph_is_held_that_does_not_fit_into_memory(planted):
+    """The step is then that of the definition all the same, after another forward pass."""
+    bench = token_bench(planted, control="proxy", train_on="kept")
+    method = METHODS["blade"](bench.context)
+    twin = bench.proxy.trainable_copy()
+    optimizer = Optimizer(twin, "proxy", bench.context.config.train, ramp_then_constant(5e-3, 3))
+    method.start_round(0)
+    block = planted.blocks(tokens=240)[0]
+    mask = random_mask(block)
+    for held in (block.num_tokens, block.num_tokens - 1):
+        bench.proxy.held_tokens = held
+        scores = method.score(block)
+        held_graph, method._forward = method._forward, None
+        assert (held_graph is None) == (held < block.num_tokens)
+    with torch.no_grad():
+        expected = token_losses(bench.proxy, block) - token_losses(method._pair.reference, block)
+    np.testing.assert_allclose(scores.token_score, expected.double().numpy(), atol=1e-6)
+    method.learn(block, mask)
+    optimizer.step([Term(block.masked(mask))])
+    assert same_weights(weights_of(bench.proxy), weights_of(twin))
+
+
 def test_under_the_lookahead_control_the_proxy_trains_on_the_mask(planted):
     bench = token_bench(planted, control="lookahead", train_on="kept")
     method = METHODS["blade"](bench.context)

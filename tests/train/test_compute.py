@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from curate.config.schema import ComputeConfig
+from curate.errors import InvalidInput
+from curate.train import compute as module
 from curate.train.compute import resolve_compute
 
 GIB = 2**30
@@ -17,6 +19,8 @@ GIB = 2**30
 
 def on_a_gpu(monkeypatch, memory, given=None):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(module, "_failure_on", lambda device: None)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory)
     )
@@ -36,19 +40,63 @@ def on_a_gpu(monkeypatch, memory, given=None):
 )
 def test_a_gpu_gets_batches_whose_activations_fit(memory, width, kind, expected, monkeypatch):
     compute = on_a_gpu(monkeypatch, memory)
-    assert compute.tokens_for(width, kind) == expected
+    assert compute.tokens_for(width, kind, 0) == expected
+
+
+def test_a_gpu_that_weights_fill_gets_smaller_batches(monkeypatch):
+    """Ten times the weights, as many copies as there are in a sync, are left for them."""
+    compute = on_a_gpu(monkeypatch, 24 * GIB)
+    model = (24 * 896, "plain")
+    assert compute.tokens_for(*model, 0) == (8192, 4096)
+    assert compute.tokens_for(*model, GIB) == (8192, 4096)
+    assert compute.tokens_for(*model, 1_980_000_000) == (4096, 2048)
+    assert compute.tokens_for(*model, 3 * GIB) == (1024, 512)
+    assert compute.held_tokens(*model, GIB) == int(0.4 * 24 * GIB / (96 * 24 * 896))
+    assert compute.held_tokens(*model, 3 * GIB) == 1
+
+
+def test_activations_are_held_without_a_bound_on_a_cpu_alone(monkeypatch):
+    assert resolve_compute(ComputeConfig(device="cpu")).held_tokens(9216, "plain", 0) is None
+    given = ComputeConfig(device="cpu", microbatch_tokens=100)
+    assert resolve_compute(given).held_tokens(9216, "plain", 0) == 50
+
+
+def test_a_gpu_is_tried_before_it_is_taken(monkeypatch):
+    """A build of PyTorch may lack its kernels, and somebody else may have filled it."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(module, "_failure_on", lambda device: "no kernel image is available")
+    with pytest.warns(UserWarning, match="no kernel image is available.*run on the CPU"):
+        assert resolve_compute(ComputeConfig()).device == torch.device("cpu")
+    with pytest.raises(InvalidInput) as caught:
+        resolve_compute(ComputeConfig(device="cuda:1"))
+    assert caught.value.problem == (
+        "The device cuda:1 cannot be used (no kernel image is available)."
+    )
+    assert taken == []
+    monkeypatch.setattr(module, "_failure_on", lambda device: None)
+    resolve_compute(ComputeConfig(device="cuda:1", dtype="float32"))
+    assert taken == [torch.device("cuda:1")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs that there is no GPU")
+def test_a_device_that_fails_says_why():
+    assert module._failure_on(torch.device("cuda"))
+    assert module._failure_on(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("given", [100, 1 << 20])
 def test_batches_are_of_the_size_that_is_asked_for(given, monkeypatch):
     config = ComputeConfig(device="cpu", microbatch_tokens=given)
-    assert resolve_compute(config).tokens_for(9216, "plain") == (given, given // 2)
-    assert on_a_gpu(monkeypatch, GIB, given).tokens_for(9216, "fused") == (given, given // 2)
+    assert resolve_compute(config).tokens_for(9216, "plain", 0) == (given, given // 2)
+    assert on_a_gpu(monkeypatch, GIB, given).tokens_for(9216, "fused", 0) == (given, given // 2)
 
 
 def test_a_cpu_gets_small_batches():
     compute = resolve_compute(ComputeConfig(device="cpu"))
-    assert compute.tokens_for(9216, "plain") == (4096, 2048)
+    assert compute.tokens_for(9216, "plain", 0) == (4096, 2048)
 
 
 def test_what_is_sent_to_a_cpu_is_not_copied():

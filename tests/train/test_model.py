@@ -1,4 +1,5 @@
 import copy
+import errno
 import json
 
 import numpy as np
@@ -128,6 +129,48 @@ def test_pickled_weights_are_refused(saved):
         load_network(str(saved))
     assert caught.value.problem == UNKNOWN.format(saved)
     assert caught.value.remedy == REMEDY
+
+
+def test_weights_that_cannot_be_fetched_now_are_not_taken_for_no_model(offline):
+    """Of a model whose config was there before: the same command may work later."""
+    with pytest.raises(InvalidInput) as caught:
+        load_network("owner/name")
+    assert caught.value.problem.startswith("The weights of owner/name could not be loaded (")
+    assert caught.value.remedy.startswith("Run the same command again when the network or the disk")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["Python's", "the system's", "PyTorch's"],
+)
+def test_weights_that_do_not_fit_into_memory(saved, monkeypatch, error):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(type(error)) as caught:
+        load_network(str(saved))
+    assert caught.value is error
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(tmp_path):
+    """Transformers loads some as causal models that are not; their losses would mean nothing."""
+    shape = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.RobertaConfig(**shape, intermediate_size=32, max_position_embeddings=66)
+    transformers.RobertaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(InvalidInput) as caught:
+        load_network(str(tmp_path))
+    assert caught.value.problem == (
+        f"The model {tmp_path} is not causal: it sees the tokens that it is to predict."
+    )
+    config.is_decoder = True
+    transformers.RobertaForCausalLM(config).save_pretrained(tmp_path)
+    load_network(str(tmp_path))
 
 
 def test_code_in_a_model_folder_is_not_run(saved):

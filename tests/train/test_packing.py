@@ -85,10 +85,12 @@ def test_without_a_compiler_layers_stay_as_they_are(monkeypatch):
     with pytest.warns(UserWarning, match="cannot compile for this GPU.*Install Triton"):
         assert not fuse.fuse_layers(network)
     assert not any(part._compiled_call_impl for part in network.modules())
+    for switch in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):
+        fuse.can_fuse.cache_clear()
+        with monkeypatch.context() as patch, warnings.catch_warnings(action="error"):
+            patch.setenv(switch, "1")
+            assert not fuse.can_fuse()
     fuse.can_fuse.cache_clear()
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    with warnings.catch_warnings(action="error"):
-        assert not fuse.can_fuse()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ only what it kept memorizes it and stops wanting it.
 
 At token granularity with the live proxy as control, the forward pass that scores a block is the one
 that is trained on: its graph is held from `score` to `learn`. A document of several batches is
-scored without, and trained on in several steps.
+scored without, and trained on in several steps; where a graph would not fit into memory, blocks are
+scored without it, too.
 """
 
 from __future__ import annotations
@@ -217,7 +218,8 @@ class BladeMethod:
         with torch.no_grad():
             reference = _numpy(token_losses(self._reference, block))
         live = self._pair.control is None and self._proxy.average is None
-        if live and learning and self._proxy.fit_a_step(block):
+        fits = self._proxy.fit_a_step(block) and self._proxy.holds_graph_of(block)
+        if live and learning and fits:
             self._forward = self._proxy.forward(block)
             control = _numpy(self._forward)
         else:

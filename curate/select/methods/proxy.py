@@ -76,6 +76,11 @@ class Proxy:
         """Whether documents are trained on in one step: they hold less than two batches."""
         return documents.num_tokens < 2 * self.batch_tokens
 
+    def holds_graph_of(self, documents: Documents) -> bool:
+        """Whether the graph of their forward pass fits into memory until tokens are chosen."""
+        most = self.model.held_tokens
+        return most is None or documents.num_tokens <= most
+
     def train(self, documents: Documents) -> None:
         """One step on the counted tokens, or as many as there are batches in long documents."""
         if self.fit_a_step(documents):
