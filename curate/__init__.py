@@ -6,7 +6,7 @@ The verbs of the command line are functions here (`curate log` is `summary`, `ru
     curate.run(config)
     curate.run_sql("out", "FROM keep_rate_by_source")
     curate.compare(["out", "out-random"])
-    curate.evaluate(curate.EvaluateSettings(out=Path("out"), test="test.parquet"))
+    curate.evaluate(curate.EvaluateSettings(out=pathlib.Path("out"), test="test.parquet"))
     curate.verify("out", full=True)
     curate.export("out", to="hf", dest="curated")
 

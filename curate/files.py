@@ -87,8 +87,12 @@ def json_text(tree: Mapping[str, Any]) -> str:
 
 def sealed_json_text(tree: Mapping[str, Any]) -> str:
     """The same with a seal, so that a damaged text is known without any other record of it."""
-    plain = {key: value for key, value in tree.items() if key != SEAL}
-    return json_text({**plain, SEAL: hashlib.sha256(json_text(plain).encode()).hexdigest()})
+    plain = json_text({key: value for key, value in tree.items() if key != SEAL})
+    digest = hashlib.sha256(plain.encode()).hexdigest()
+    end = "\n}\n"
+    if not plain.endswith(end):  # there is nothing else
+        return json_text({SEAL: digest})
+    return f'{plain.removesuffix(end)},\n "{SEAL}": "{digest}"{end}'
 
 
 def copy_folder(source: Path, place: Path) -> None:
@@ -108,12 +112,24 @@ def check_contained(folder: Path) -> None:
         InvalidInput: a link in it leads out of it.
     """
     home = os.path.realpath(folder)
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+    for link in _links(folder):
+        if not Path(os.path.realpath(link)).is_relative_to(home):
             raise InvalidInput(
-                f"{path} is a link that leads out of its folder.",
+                f"{link} is a link that leads out of its folder.",
                 "Put what it leads to in its place, or give another folder.",
             )
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """The links below a folder; none is followed, and of other files nothing is asked."""
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    yield entry.path
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
 
 
 def pattern_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -432,6 +433,28 @@ def test_output_path_that_the_log_cannot_have(place: Path, name: str, character:
         f"DuckDB cannot write to {out / 'selection_log.duckdb'} because its path has a "
         f"{character}.",
         "Choose an output folder without one.",
+    )
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff/out"])
+def test_output_path_that_is_not_utf_8(place: Path, name: bytes) -> None:
+    out = place / os.fsdecode(name)
+    shown = ascii(str(out / "selection_log.duckdb")).strip("'")
+    assert refused(place, out=out) == says(
+        f"DuckDB cannot write to {shown} because its path is not UTF-8.",
+        "Choose an output folder with another path.",
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("flag", ["pool", "target", "out"])
+def test_an_empty_path_is_not_the_current_folder(
+    place: Path, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a shell variable is not set."""
+    monkeypatch.chdir(place)
+    assert refused(place, **{flag: ""}) == says(
+        f"{flag} is empty.", f"Give --{flag} or write {flag} in the config."
     )
 
 

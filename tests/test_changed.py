@@ -23,6 +23,7 @@ from run_helpers import (
     write_plain_pool,
 )
 
+from curate import verify
 from curate.errors import OutputConflict
 from curate.pipeline.model_files import model_files
 from curate.read.tokenizer import train_tokenizer
@@ -79,6 +80,45 @@ def test_a_run_goes_on_with_the_version_that_began_it_alone(tmp_path: Path, faul
         "Go on with the version that began it, or give another folder with --out."
     )
     assert snapshot(out) == before
+
+
+def test_models_go_on_in_the_precision_that_they_began_in(
+    tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a machine's accelerator is not found the second time; what is set is the same."""
+    inputs, out = write_plain_pool(tmp_path), tmp_path / "out"
+    auto = {"compute__dtype": "auto"}
+
+    def has_bfloat16(has: bool) -> None:
+        monkeypatch.setattr("curate.train.compute._multiplies_bfloat16", lambda device: has)
+
+    has_bfloat16(True)
+    fault.at("tokens", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, out, **auto)
+    has_bfloat16(False)  # as nothing was trained
+    fault.at("warm-up", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, out, **auto)
+    has_bfloat16(True)
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(OutputConflict) as caught:
+        run_tiny(inputs, out, **auto)
+    assert caught.value.problem == (
+        f"The models of the run in {out} began on cpu in float32, and here they would be on cpu in "
+        "bfloat16, which rounds otherwise."
+    )
+    assert caught.value.remedy == "Go on where it began, or give another folder with --out."
+    assert (out / "manifest.json").read_bytes() == before
+    has_bfloat16(False)
+    fault.at("select", after=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(inputs, out, **auto)
+    has_bfloat16(True)  # as no model has work left
+    fault.at(None, after=True)
+    run = run_tiny(inputs, out, **auto)
+    assert run.sql("SELECT device, dtype FROM run") == [("cpu", "float32")]
+    assert verify(out, full=True).holds
 
 
 def test_a_finished_run_of_other_settings_is_left_alone(whole_random: Run) -> None:
@@ -208,6 +248,22 @@ def test_a_run_of_before_models_were_recorded_goes_on(
     run_tiny(inputs, out, **settings)
     assert "model" not in json.loads((out / "manifest.json").read_text())
     assert curate("verify", str(out)).exit_code == 0
+
+
+def test_a_model_in_the_home_folder(
+    tmp_path: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves `~` as it is within --set and YAML; transformers takes it for an id."""
+    monkeypatch.setenv("HOME", str(pretrained.parent))
+    inputs, out = write_plain_pool(tmp_path), tmp_path / "out"
+    settings = {"model.name": f"~/{pretrained.name}", "method": "perplexity"}
+    run_tiny(inputs, out, **settings)
+    recorded = json.loads((out / "manifest.json").read_text())["config"]["model"]["name"]
+    assert recorded == str(pretrained)
+    run_tiny(inputs, out, **{**settings, "model.name": str(pretrained)})
+    result = curate(*run_arguments(inputs, tmp_path / "other", model__name="~no-such-user/model"))
+    assert result.exit_code == 2
+    assert "There is no user of the name in ~no-such-user/model." in result.stderr
 
 
 def test_a_model_of_the_hub_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

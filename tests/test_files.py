@@ -1,7 +1,50 @@
-import pytest
+import hashlib
 
-from curate.errors import OutputFailed
-from curate.files import atomic_path, sha256_file, write_text
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curate.errors import InvalidInput, OutputFailed
+from curate.files import (
+    SEAL,
+    atomic_path,
+    check_contained,
+    json_text,
+    sealed_json_text,
+    sha256_file,
+    write_text,
+)
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=9,
+)
+
+
+@given(st.dictionaries(st.text(), PLAIN, max_size=4))
+def test_a_seal_is_the_last_entry_of_the_same_text(tree):
+    tree.pop(SEAL, None)
+    digest = hashlib.sha256(json_text(tree).encode()).hexdigest()
+    sealed = json_text({**tree, SEAL: digest})
+    assert sealed_json_text(tree) == sealed_json_text({SEAL: "another", **tree}) == sealed
+
+
+def test_links_that_lead_out_of_a_folder_are_found_at_any_depth(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "file").touch()
+    (folder / "a" / "b" / "up").symlink_to("../..")
+    (folder / "a" / "b" / "inside").symlink_to("file")
+    (folder / "a" / "b" / "nowhere").symlink_to("no such")
+    (tmp_path / "link").symlink_to(folder)
+    for place in (folder, tmp_path / "link"):
+        check_contained(place)
+    (folder / "a" / "b" / "out").symlink_to("../../..")
+    for place in (folder, tmp_path / "link"):
+        with pytest.raises(InvalidInput) as caught:
+            check_contained(place)
+        assert caught.value.problem == (f"{place}/a/b/out is a link that leads out of its folder.")
 
 
 def test_success_replaces_the_file_and_leaves_nothing_else(tmp_path):

@@ -403,6 +403,11 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("pool", "target", "out"):
+            if not getattr(self, name):  # fsspec takes it for the current folder
+                raise InvalidInput(
+                    f"{name} is empty.", f"Give --{name} or write {name} in the config."
+                )
         if self.granularity == "token" and self.final_pass == "ensemble":
             raise InvalidInput(
                 "blade.final is ensemble, but granularity is token.",

@@ -160,6 +160,37 @@ class RunFolder:
         found = self._manifest.get("partial", {})
         return found.get("result") if found.get("stage") == stage else None
 
+    @property
+    def compute(self) -> dict[str, str] | None:
+        """Device and precision that models run in; None until there are any."""
+        found: dict[str, str] | None = self._manifest.get("compute")
+        return found
+
+    def hold_compute(self, names: Mapping[str, str], *, begun: bool) -> None:
+        """Record the device and precision of the models, or make sure that they are still the same.
+
+        Others round otherwise, and would mix two runs in one.
+
+        Args:
+            names: `Compute.names`.
+            begun: whether anything that models did is recorded.
+
+        Raises:
+            OutputConflict: they were others before.
+        """
+        before = self.compute
+        if before == names:
+            return
+        if before is not None and begun:
+            raise OutputConflict(
+                f"The models of the run in {self.path} began on {before['device']} in "
+                f"{before['dtype']}, and here they would be on {names['device']} in "
+                f"{names['dtype']}, which rounds otherwise.",
+                "Go on where it began, or give another folder with --out.",
+            )
+        self._manifest["compute"] = dict(names)
+        self._write()
+
     def pause(self, stage: str, result: Mapping[str, Any], started: float) -> None:
         """Record how far a stage has come.
 
@@ -210,6 +241,12 @@ class RunFolder:
     def files(self) -> dict[str, str]:
         """SHA-256 of every output file by its path in the folder."""
         return dict(self._manifest["files"])
+
+    def forget_files(self, names: Iterable[str]) -> None:
+        """Say nothing of output files that are about to change, until they are recorded."""
+        for name in names:
+            self._manifest["files"].pop(name, None)
+        self._write()
 
     def record_files(self, files: Iterable[Path]) -> None:
         """Take up what a later verb wrote or changed: the SHA-256 of whole output files."""
@@ -291,11 +328,13 @@ def _is_manifest(found: Any) -> bool:
         return False
     inputs = [found.get("pool"), found.get("target")]
     model = found.get("model", [])
+    compute = found.get("compute", {"device": "", "dtype": ""})
     mappings = [found.get(key) for key in ("config", "stages", "files")]
     return (
         all(isinstance(one, dict) for one in [*mappings, found.get("partial", {})])
         and all(map(_is_result, found["stages"].items()))
         and all(isinstance(one, list) and all(map(_is_input, one)) for one in inputs)
+        and _has_texts(compute, "device", "dtype")
         and isinstance(model, list)
         and all(_has_texts(one, "name", "fingerprint") for one in model)
     )

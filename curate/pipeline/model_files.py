@@ -33,7 +33,7 @@ def model_files(name: str) -> list[dict[str, Any]]:
     """
     if name in PRESETS:
         return []
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if not folder.is_dir():
         config = try_to_load_from_cache(name, "config.json")
         commit = Path(config).parent.name if isinstance(config, str) else None

@@ -124,6 +124,8 @@ def _run_stages(
     print(visible_lines(described), file=stream)
     rounds = Rounds(config, schedule, cache, folder, progress=progress, stop=stop)
     if not rounds.finished():
+        if kind.has_proxy:
+            folder.hold_compute(inputs.compute.names, begun=rounds.begun)
         context = Context(
             config=config,
             schedule=schedule,

@@ -22,11 +22,13 @@ from curate.read.tokenizer import load_tokenizer, sound_texts, text_bytes
 from curate.records import output_columns
 from curate.select.methods import METHODS
 from curate.train.compute import Compute, resolve_compute
-from curate.train.model import ModelShape, find_shape
+from curate.train.model import ModelShape, find_shape, model_source
 from curate.write.parts import output_schema
 
-_TARGET_BYTES = 64_000_000
-"""A target is read no further: about what it has as tokens."""
+_TARGET_BYTES = 256_000_000
+"""A target is read no further: it has the tokens that are used at 16 bytes each, four times as many
+as text has.
+"""
 _WRITTEN = (
     "data/part-00000.parquet", "state/selection.parquet", "state/tokens/shard-00000-00000.parquet",
 )  # fmt: skip
@@ -53,7 +55,12 @@ def prepare(config: Config) -> tuple[Inputs, RunFolder]:
         TooMuchDamage: too many shards of the pool are damaged.
     """
     given = config
-    config = replace(given, pool=display_uri(given.pool), target=display_uri(given.target))
+    config = replace(
+        given,
+        pool=display_uri(given.pool),
+        target=display_uri(given.target),
+        model=replace(given.model, name=model_source(given.model.name)),
+    )
     _check_granularity(config)
     compute = resolve_compute(config.compute)
     if config.compute.threads is not None:

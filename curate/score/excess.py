@@ -25,8 +25,8 @@ def excess_loss(control_losses: Float64, reference_losses: Float64) -> Float64:
 def penalized_score(excess: Float64, lambda_: float) -> Float64:
     """s_i = lambda x excess loss, [N]; higher means keep.
 
-    At lambda = 0 the penalized problem's direction is the limit of s_i / lambda, so the factor is
-    taken as 1 there. Within one round the factor changes no order.
+    At lambda = 0 the factor is taken as 1: against the live proxy the penalized problem's direction
+    is then the limit of s_i / lambda. Within one round the factor changes no order.
     """
     return excess * (lambda_ if lambda_ > 0 else 1.0)
 

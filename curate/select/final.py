@@ -139,7 +139,7 @@ def mark_top(path: Path, scored: Sequence[Path], *, keep: float, seed: int) -> d
     """
     with atomic_path(path) as temporary, spilling(path.parent) as database:
         read_fragments(database, scored).create_view("scored")
-        multiplier = make_key(seed, "rescore ties") % (_PRIME - 1) + 1
+        multiplier = make_key(seed, "final ties") % (_PRIME - 1) + 1
         (tokens,) = _row(database, "SELECT coalesce(sum(tokens), 0) FROM scored")
         database.execute(_TOP, {"prime": _PRIME, "multiplier": multiplier, "budget": keep * tokens})
         threshold, documents_kept, tokens_kept = _row(

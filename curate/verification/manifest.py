@@ -23,8 +23,8 @@ MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
 _ENTRIES = {
-    "format_version", "curate_version", "config", "pool", "target", "model", "stages", "partial",
-    "rollbacks", "files", SEAL,
+    "format_version", "curate_version", "config", "pool", "target", "model", "compute", "stages",
+    "partial", "rollbacks", "files", SEAL,
 }  # fmt: skip
 _REMEDY = "Give the output folder of a finished curate run."
 _ROUND_COUNTS = ("documents_scored", "documents_kept", "tokens_scored", "tokens_kept")

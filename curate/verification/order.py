@@ -47,7 +47,7 @@ def verify(
             "--pool says where to read the pool and --no-source not to read it.",
             "Leave one of them out.",
         )
-    out = Path(out)
+    out = Path(out).expanduser()
     check_contained(out)
     notes = Notes()
     manifest = read_manifest(out, notes)

@@ -7,6 +7,7 @@ the run read it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,7 @@ class RowChecks:
     ) -> None:
         self._connection, self._notes = connection, notes
         self._pool, self._unchanged = pool, unchanged
+        self._stored = None if pool is None else _stored(pool.schema)
         self._encode, self._text_column = encode, text_column
         self._masks = masks
         self.rows = self.replayed = 0
@@ -118,19 +120,24 @@ class RowChecks:
             differences = _Differences(part)
             source = self._source(part)
             try:
-                for group in of_part:
-                    source = self._check_group(group, source, differences)
+                with _opened(part) as file:
+                    for group in of_part:
+                        source = self._check_group(file, group, source, differences)
             except _DamagedPart:
                 self._notes.find("parts", f"{part.name} is not a readable Parquet file.")
                 self._masks = None  # those that follow are of other rows now
             differences.tell(self._notes)
 
     def _check_group(
-        self, group: Group, source: _SourceRows | None, differences: _Differences
+        self,
+        file: pq.ParquetFile,
+        group: Group,
+        source: _SourceRows | None,
+        differences: _Differences,
     ) -> _SourceRows | None:
         """Look at one row group; returns the source to go on with, None where it failed."""
         row, shard_id = group.first_row, group.part.shard_id
-        for batch in _read(group):
+        for batch in _read(file, group):
             values = [shard_id, row, row + batch.num_rows]
             expected = self._connection.execute(log_sql.KEPT_ROWS, values).fetchnumpy()
             wrong = {
@@ -191,7 +198,7 @@ class RowChecks:
         """The rows of a part's shard, if they are to be compared and can be."""
         if self._pool is None or part.shard_id not in self._unchanged:
             return None
-        if part.columns != tuple((one.name, one.type) for one in _stored(self._pool.schema)):
+        if part.columns != tuple((one.name, one.type) for one in self._stored or ()):
             text = f"{part.name} does not have the columns of the pool in their order and types."
             self._notes.find("source", text)
             return None
@@ -201,16 +208,29 @@ class RowChecks:
 class _DamagedPart(CurateError):
     """A part whose data cannot be read."""
 
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error), "Run curate again with another --out.")
 
-def _read(group: Group) -> Iterator[pa.RecordBatch]:
+
+@contextlib.contextmanager
+def _opened(part: Part) -> Iterator[pq.ParquetFile]:
+    """A part, whose footer is read once for all of its row groups."""
     try:
-        with pq.ParquetFile(group.part.path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group.index]):
-                for column in batch.columns:
-                    column.view(_unjudged(column.type)).validate(full=True)
-                yield batch
+        file = pq.ParquetFile(part.path)
     except UNREADABLE as error:
-        raise _DamagedPart(str(error), "Run curate again with another --out.") from None
+        raise _DamagedPart(error) from None
+    with file:
+        yield file
+
+
+def _read(file: pq.ParquetFile, group: Group) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group.index]):
+            for column in batch.columns:
+                column.view(_unjudged(column.type)).validate(full=True)
+            yield batch
+    except UNREADABLE as error:
+        raise _DamagedPart(error) from None
 
 
 def _unjudged(kind: pa.DataType) -> pa.DataType:

@@ -81,7 +81,7 @@ def values_of(field: Any, section: type[Section]) -> st.SearchStrategy[Any]:
     elif kind.startswith("tuple"):
         plain = st.lists(TEXTS, max_size=3).map(tuple)
     elif kind.startswith("str"):
-        plain = TEXTS
+        plain = TEXTS.filter(bool) if field.name in REQUIRED else TEXTS
     else:
         plain = numbers(field, whole=kind.startswith("int"))
     return st.none() | plain if "None" in kind else plain
@@ -211,7 +211,8 @@ def test_any_text_loads_back_from_a_file(
     text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "written.yaml"
-    tree = {**REQUIRED, "pool": text, "metadata_columns": [text, "b"], "model": {"name": text}}
+    names = {"metadata_columns": [text, "b"], "model": {"name": text}}
+    tree = {**REQUIRED, **names, "pool": text or "pool"}  # the empty one is refused
     config = config_from_tree(tree)
     path.write_text(config_to_yaml(config), encoding="utf-8")
     assert load_config(path) == config

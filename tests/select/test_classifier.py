@@ -138,6 +138,25 @@ def test_examples_of_each_class(pool, monkeypatch, targets, fewest, most, expect
     assert seen == [(*expected, sum(expected))]
 
 
+def test_long_documents_are_fewer(pool, monkeypatch):
+    """Of either class as many as have so many tokens, so that books do not fill the memory."""
+    seen = []
+
+    def record(examples, labels, config, seed):
+        seen.append(labels)
+        return fit(examples, labels, config, seed)
+
+    monkeypatch.setattr(module, "fit", record)
+    monkeypatch.setattr(module, "_BLOCK_TOKENS", 50)
+    tokens = as_documents(pool.target_texts[:30]).num_tokens
+    for most, left in ((tokens // 2, (5, 25)), (tokens, (30, 30))):
+        monkeypatch.setattr(module, "_MOST_TOKENS", most)
+        fitted(pool.context(target=pool.target_texts[:30]))
+        labels = seen.pop()
+        assert left[0] <= labels.sum() <= left[1]
+        assert (1 - labels).sum() < 240
+
+
 def test_negatives_are_a_random_sample_of_the_pool(pool, monkeypatch):
     """Another seed draws other documents, long and short ones in their shares."""
     drawn = []

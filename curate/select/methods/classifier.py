@@ -37,6 +37,8 @@ from curate.select.schedule import Schedule, plan_scoring
 _FEWEST_NEGATIVES = 2_000
 _MOST_EXAMPLES = 200_000
 """Of either class, as published."""
+_MOST_TOKENS = 16_000_000
+"""Of the examples of either class, so that long documents fit into memory; as of a target."""
 _BATCH = 32
 _BLOCK_TOKENS = 262_144
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
@@ -59,12 +61,14 @@ class TargetOdds:
         seed = self._context.config.seed
         order = shuffled_order(make_key(seed, "classifier target"), target.ids)
         stream = self._context.cache.stream(seed, "classifier")
-        positives = self._ngrams(iter([target.take(order[:_MOST_EXAMPLES])]), len(order))
-        wanted = min(max(len(positives), _FEWEST_NEGATIVES), _MOST_EXAMPLES)
-        negatives = self._ngrams(stream, wanted)
-        labels = np.repeat([1.0, 0.0], [len(positives), len(negatives)])
-        examples = concatenate_ngrams([positives, negatives])
-        self._set(*fit(examples, labels, self._config, seed))
+        examples = self._ngrams(iter([target.take(order[:_MOST_EXAMPLES])]), len(order))
+        positives = sum(map(len, examples))
+        wanted = min(max(positives, _FEWEST_NEGATIVES), _MOST_EXAMPLES)
+        examples += self._ngrams(stream, wanted)
+        together = concatenate_ngrams(examples)
+        del examples
+        labels = np.repeat([1.0, 0.0], [positives, len(together) - positives])
+        self._set(*fit(together, labels, self._config, seed))
 
     def check(self) -> None:
         """No log-odds, a mean of values plus the bias, may leave the range of float32.
@@ -96,16 +100,18 @@ class TargetOdds:
         """Inverse of `state_dict`."""
         self._set(state["values"].cpu().numpy(), state["bias"])
 
-    def _ngrams(self, stream: Iterator[Documents], wanted: int) -> Ngrams:
-        """The n-grams of the first `wanted` documents of a stream."""
+    def _ngrams(self, stream: Iterator[Documents], wanted: int) -> list[Ngrams]:
+        """The n-grams of the first `wanted` documents of a stream, or of its first 16 M tokens."""
         parts = [self._counter(concatenate([]))]
+        tokens = 0
         for block in draw_blocks(stream, _BLOCK_TOKENS):
             first = block.take(np.arange(min(wanted, len(block))))
             parts.append(self._counter(first))
             wanted -= len(first)
-            if wanted == 0:
+            tokens += first.num_tokens
+            if wanted == 0 or tokens >= _MOST_TOKENS:
                 break
-        return concatenate_ngrams(parts)
+        return parts
 
 
 class ClassifierMethod:

@@ -112,7 +112,8 @@ class RedundancyVote:
 
         Args:
             documents: the documents.
-            control: their losses under the proxy at the sync, nats per token, [N].
+            control: their losses under the proxy at the sync, or under u+ where lambda is above 0
+                (it has then taken K steps of its own), nats per token, [N].
             now: their losses under the proxy after the round, likewise.
         """
         learned = _learned(documents, control, now)
