@@ -154,12 +154,12 @@ def _check_documents(documents: Sequence[Path], metadata_columns: Sequence[str])
 def _scan(width: int) -> str:
     """SQL that reads the fragments of a parameter, with columns c0, c1, ... by position."""
     columns = ", ".join(f"c{number}" for number in range(width))
-    options = "hive_partitioning = false, union_by_name = true"
-    return f"read_parquet(?, {options}) AS fragment({columns})"
+    return f"{_named_scan()} AS fragment({columns})"
 
 
 def _named_scan() -> str:
-    return "read_parquet(?, hive_partitioning = false, union_by_name = true)"
+    """All fragments have the types of one corpus; to unite them DuckDB would hold every footer."""
+    return "read_parquet(?, hive_partitioning = false)"
 
 
 def _metadata_types(
