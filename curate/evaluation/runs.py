@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,9 @@ from curate.log.query import LOG_NAME, connect, reading
 from curate.pipeline.folder import RunFolder
 from curate.read.documents import Documents, from_tokens, offsets_from_lengths
 from curate.read.tokenizer import TextTokenizer, load_tokenizer, text_bytes, text_values
-from curate.write.parts import part_number
+from curate.write.parts import is_part, part_number
 
 _BATCH_ROWS = 1024
-_PART = re.compile(r"data/part-[0-9]{5,}\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +84,10 @@ class FinishedRun:
 
     def parts(self) -> list[Path]:
         """The files of the curated dataset that the run wrote, in pool order."""
-        names = filter(_PART.fullmatch, self.folder.files)
-        return sorted((self.out / name for name in names), key=part_number)
+        data = self.out / "data"
+        files = (self.out / name for name in self.folder.files)
+        parts = (one for one in files if one.parent == data and is_part(one))
+        return sorted(parts, key=part_number)
 
     def check(self, path: Path) -> None:
         """Make sure that a file of the run is the one it wrote.

@@ -49,9 +49,13 @@ def output_schema(schema: pa.Schema, fields: Sequence[pa.Field] = OUTPUT_COLUMNS
 
 def part_files(out: Path) -> list[Path]:
     """The parts of the run in `out`, in pool order; files of other names in `data/` are none."""
-    files = (out / "data").glob(f"{_PART}*.parquet")
-    parts = (file for file in files if file.stem.removeprefix(_PART).isdecimal())
-    return sorted(parts, key=part_number)
+    return sorted(filter(is_part, (out / "data").glob("*.parquet")), key=part_number)
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file in `data/` has the name of a part."""
+    named = path.name.startswith(_PART) and path.suffix == ".parquet"
+    return named and path.stem.removeprefix(_PART).isdecimal()
 
 
 def part_number(path: Path) -> int:

@@ -335,9 +335,8 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
     ]
 
 
-def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path, monkeypatch):
-    write(tmp_path / "a" / "a.parquet")
-    write(tmp_path / "b" / "b.parquet")
+def refuse_folder_b(monkeypatch):
+    """As the system refuses a folder that may not be read; root may read any."""
     scandir = os.scandir
 
     def refused(place):
@@ -346,6 +345,12 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path, monkeypatch):
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", refused)
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    write(tmp_path / "a" / "a.parquet")
+    write(tmp_path / "b" / "b.parquet")
+    refuse_folder_b(monkeypatch)
     assert error_of(tmp_path) == (
         f"The pool path {tmp_path} cannot be read ([Errno 13] Permission denied: '{tmp_path}/b').",
         "Check the address and your access to it.",
@@ -361,14 +366,7 @@ def test_a_glob_follows_links_and_tells_of_what_may_not_be_read(tmp_path, monkey
     (tmp_path / "pool" / "a" / "up").symlink_to("..")
     source = f"{tmp_path}/pool/{pattern}"
     assert texts(open_corpus(source)) == ["a", "b"]
-    scandir = os.scandir
-
-    def refused(place):
-        if str(place).endswith("/b"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(place))
-        return scandir(place)
-
-    monkeypatch.setattr(os, "scandir", refused)
+    refuse_folder_b(monkeypatch)
     problem, _ = error_of(source)
     assert problem.startswith(f"The pool path {source} cannot be read ([Errno 13] Permission")
     assert texts(open_corpus(f"{tmp_path}/pool/a*/*.parquet")) == ["a"]  # which has nothing of b
