@@ -188,3 +188,12 @@ def local_folder(path: StrPath, flag: str) -> Path:
             f"Give a local folder with {flag}; one with a colon in it by its absolute path.",
         )
     return folder
+
+
+def model_source(name: str) -> str:
+    """The name that a user gave of a model, with `~` resolved, which transformers takes for an id.
+
+    Raises:
+        InvalidInput: it names the home of nobody.
+    """
+    return str(local_folder(name, "--model")) if name.startswith("~") else name

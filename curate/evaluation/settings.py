@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from curate.errors import InvalidInput
-from curate.files import local_folder
+from curate.files import model_source
 
 CURATED, RANDOM, POOL = "curated", "random", "pool"
 """The arms that every evaluation has; further runs are arms under their own path."""
@@ -90,8 +90,7 @@ class EvaluateSettings:
 
     def _take_paths(self) -> None:
         """Strings are paths too."""
-        if self.model.startswith("~"):
-            object.__setattr__(self, "model", str(local_folder(self.model, "--model")))
+        object.__setattr__(self, "model", model_source(self.model))
         object.__setattr__(self, "out", Path(self.out).expanduser())
         object.__setattr__(self, "against", tuple(Path(one).expanduser() for one in self.against))
         if self.results is not None:

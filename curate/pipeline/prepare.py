@@ -11,7 +11,7 @@ import torch
 
 from curate.config import Config
 from curate.errors import DamagedShard, InvalidInput
-from curate.files import local_folder
+from curate.files import local_folder, model_source
 from curate.log.load import check_log_path
 from curate.log.query import LOG_NAME
 from curate.pipeline.folder import RunFolder
@@ -22,7 +22,7 @@ from curate.read.tokenizer import load_tokenizer, sound_texts, text_bytes
 from curate.records import output_columns
 from curate.select.methods import METHODS
 from curate.train.compute import Compute, resolve_compute
-from curate.train.model import ModelShape, find_shape, model_source
+from curate.train.model import ModelShape, find_shape
 from curate.write.parts import output_schema
 
 _TARGET_BYTES = 256_000_000

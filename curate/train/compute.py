@@ -121,7 +121,7 @@ def resolve_compute(config: ComputeConfig) -> Compute:
         InvalidInput: the device is unknown or not on this machine.
     """
     device = _resolve_device(config.device)
-    if device.index is not None:
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what asks about "the" GPU means this one
     if config.dtype == "auto":
         dtype = torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32

@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from curate.errors import InvalidInput, is_of_memory
-from curate.files import local_folder
 from curate.read.documents import Documents
 from curate.read.locate import display_uri, short_reason
 from curate.read.windows import Batch, Windows, make_batches, pack_batches
@@ -96,15 +95,6 @@ PRESETS: dict[str, ModelShape] = {
         llama={"hidden": 768, "layers": 12, "heads": 12, "intermediate": 2560},
     ),
 }
-
-
-def model_source(name: str) -> str:
-    """The name that a user gave of a model, with `~` resolved, which transformers takes for an id.
-
-    Raises:
-        InvalidInput: it names the home of nobody.
-    """
-    return str(local_folder(name, "--model")) if name.startswith("~") else name
 
 
 def find_shape(name: str) -> ModelShape:

@@ -81,6 +81,10 @@ def test_a_gpu_is_tried_before_it_is_taken(monkeypatch):
     assert taken == [torch.device("cuda:1")]
 
 
+def test_a_numbered_cpu_is_the_cpu():
+    assert resolve_compute(ComputeConfig(device="cpu:0")).device.type == "cpu"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs that there is no GPU")
 def test_a_device_that_fails_says_why():
     assert module._failure_on(torch.device("cuda"))
