@@ -25,6 +25,7 @@ from run_helpers import (
 )
 from test_resume import SETTINGS, break_call
 
+from curate.select.methods.blade import BladeMethod
 from curate.stop import Interrupted, Stop
 
 
@@ -109,6 +110,27 @@ def test_parts_are_written_as_time_passes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in one.parts()] == [
         path.read_bytes() for path in many.parts()
     ]
+
+
+def test_models_that_only_score_are_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the scoring is stopped: gigabytes every few minutes for a large model."""
+    monkeypatch.setattr("curate.select.schedule._SCORING_TOKENS", 100)
+    monkeypatch.setattr("curate.select.schedule._SCORING_BATCHES", 0)
+    inputs = write_plain_pool(tmp_path)
+    whole = run_tiny(inputs, tmp_path / "whole")
+    save, saved = BladeMethod.save, []
+
+    def recording(method: BladeMethod, path: Path) -> None:
+        saved.append(path.name)
+        save(method, path)
+
+    monkeypatch.setattr(BladeMethod, "save", recording)
+    stopped = stop_until_done(inputs, tmp_path / "out", 1)
+    assert stopped.count("scoring") > 1
+    assert [name for name in saved if "scoring" in name] == [".scoring.0000.pt.tmp"]
+    assert_same_outcome(Run(inputs, tmp_path / "out"), whole)
 
 
 @pytest.mark.parametrize("removed", [1, 2])

@@ -317,7 +317,8 @@ class Rounds:
     def _pause(self, result: Mapping[str, Any]) -> None:
         """End a part: write it down, and go on with the next unless a signal asks to stop."""
         stage, part = self._stage, self._part
-        self._save(self._checkpoint(stage, part))
+        learned = stage != "scoring" or part == 0
+        self._save(self._checkpoint(stage, part) if learned else None)
         left = {"part": part, "losses": self._steps.sums, **result}
         self._folder.pause(stage, left, self._part_started)
         self._keep_checkpoints(self._checkpoint(stage, part), self._origin)
@@ -326,7 +327,7 @@ class Rounds:
 
     @doing(CHECKPOINT)
     def _save(self, checkpoint: Path | None) -> None:
-        """Put the steps of a part, and the method's state if there is more to do, on disk."""
+        """Put the steps of a part, and the method's state where one is to be kept, on disk."""
         self._steps.write(self._file(self._stage, "training", self._part))
         if checkpoint is None:
             return
@@ -384,7 +385,12 @@ class Rounds:
                 path.unlink()
 
     def _checkpoint(self, stage: str, part: int | None = None) -> Path:
-        """The method's state at the end of a stage, or of one of its parts."""
+        """The method's state at the end of a stage, or of one of its parts.
+
+        That of the first part of the scoring is that of all: once begun, it teaches nothing.
+        """
+        if part is not None and stage == "scoring":
+            part = 0
         name = stage if part is None else f"{stage}.{part:04d}"
         return self._folder.state / "checkpoints" / f"{name}.pt"
 

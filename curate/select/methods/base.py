@@ -196,7 +196,7 @@ class Method(Protocol):
         """Begin a round: bring models in step."""
 
     def score(self, block: Documents) -> Scores:
-        """Score a block of candidates."""
+        """Score a block of candidates; changes nothing that `save` writes."""
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Be told what of the block just scored was kept.
