@@ -3,6 +3,7 @@
 The verbs of the command line are functions here (`curate log` is `summary`, `run_sql` and `why`):
 
     config = curate.load_config(flags={"pool": "shards/", "target": "t.parquet", "out": "out"})
+    print(curate.estimate(config).text)    # curate run --dry-run
     curate.run(config)
     curate.run_sql("out", "FROM keep_rate_by_source")
     curate.compare(["out", "out-random"])
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from curate.evaluation import EvaluateSettings, Evaluation, evaluate
     from curate.log.compare import compare
     from curate.log.query import run_sql, summary, why
-    from curate.pipeline import RunSummary, run
+    from curate.pipeline import Estimate, RunSummary, estimate, run
     from curate.verification import Verification, verify
     from curate.write.export import export_dataset as export
 
 __all__ = [
     "Config",
     "CurateError",
+    "Estimate",
     "EvaluateSettings",
     "Evaluation",
     "InvalidInput",
@@ -39,6 +41,7 @@ __all__ = [
     "Verification",
     "compare",
     "config_from_tree",
+    "estimate",
     "evaluate",
     "export",
     "load_config",
@@ -52,6 +55,7 @@ __all__ = [
 _HOMES = {
     "Config": ("curate.config", "Config"),
     "CurateError": ("curate.errors", "CurateError"),
+    "Estimate": ("curate.pipeline", "Estimate"),
     "EvaluateSettings": ("curate.evaluation", "EvaluateSettings"),
     "Evaluation": ("curate.evaluation", "Evaluation"),
     "InvalidInput": ("curate.errors", "InvalidInput"),
@@ -60,6 +64,7 @@ _HOMES = {
     "Verification": ("curate.verification", "Verification"),
     "compare": ("curate.log.compare", "compare"),
     "config_from_tree": ("curate.config", "config_from_tree"),
+    "estimate": ("curate.pipeline", "estimate"),
     "evaluate": ("curate.evaluation", "evaluate"),
     "export": ("curate.write.export", "export_dataset"),
     "load_config": ("curate.config", "load_config"),

@@ -25,6 +25,7 @@ import click
 _RUN_EXAMPLE = """
 \b
 Example:
+  curate run --pool shards/ --target target.parquet --out out --keep 0.2 --dry-run
   curate run --pool shards/ --target target.parquet --out out --keep 0.2
   curate run pipelines/demo.yaml --set blade.lambda=0.3
 """
@@ -174,9 +175,16 @@ def main() -> None:
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--text-column", help="The column that holds the text, by default in the target too.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+@click.option("--dry-run", is_flag=True, help="Check, say what it would take, write nothing.")
 @click.pass_obj
 def run(
-    stop: Any, /, config: Path | None, assignments: tuple[str, ...], **flags: str | None
+    stop: Any,
+    /,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    *,
+    dry_run: bool,
+    **flags: str | None,
 ) -> None:
     """Curate a pool: train the proxy, score every document, write the curated dataset and the log.
 
@@ -194,6 +202,11 @@ def run(
 
     given = {_FLAG_KEYS.get(name, name): value for name, value in flags.items()}
     resolved = curate.load_config(config, _parse_flags(given), assignments)
+    if dry_run:
+        found = curate.estimate(resolved)
+        with _printing():
+            say(found.text)
+        return
     done = curate.run(resolved, stop=stop)
     text = render_summary(summary(done.out))
     with _printing():

@@ -1,5 +1,6 @@
 """Runs the stages in order; the run folder's manifest is the one place where state lives."""
 
+from curate.pipeline.dry_run import Estimate, estimate
 from curate.pipeline.order import RunSummary, run
 
-__all__ = ["RunSummary", "run"]
+__all__ = ["Estimate", "RunSummary", "estimate", "run"]

@@ -131,17 +131,13 @@ def _run_stages(
             schedule=schedule,
             cache=cache,
             target=target,
-            make_model=_model_maker(config, inputs, tokenizer),
+            make_model=model_maker(config, inputs, tokenizer),
             decode=tokenizer.decode,
             on_step=rounds.on_step,
             on_tokens=rounds.on_tokens,
         )
-        device = inputs.compute.device.type if kind.has_proxy else None
-        number = config.compute.counting_processes
-        if number is None:
-            number = usual_processes(torch.get_num_threads(), device)
         progress.start("curate", schedule.expected_tokens, "tok")
-        with CountingProcesses(tokenizer.to_json(), number) as processes:
+        with counting_processes(inputs, tokenizer) as processes:
             context = dataclasses.replace(context, processes=processes)
             rounds.run(
                 lambda rollbacks: kind(
@@ -176,7 +172,17 @@ def _run_stages(
     return complete
 
 
-def _model_maker(
+def counting_processes(inputs: Inputs, tokenizer: TextTokenizer) -> CountingProcesses:
+    """What counts words beside the models, or in their place."""
+    config = inputs.config
+    device = inputs.compute.device.type if METHODS[config.method].has_proxy else None
+    number = config.compute.counting_processes
+    if number is None:
+        number = usual_processes(torch.get_num_threads(), device)
+    return CountingProcesses(tokenizer.to_json(), number)
+
+
+def model_maker(
     config: Config, inputs: Inputs, tokenizer: TextTokenizer
 ) -> Callable[[], LanguageModel]:
     """Builds the proxy as it is before any step; methods without a model never call it."""

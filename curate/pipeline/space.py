@@ -68,20 +68,32 @@ class Work:
     model_bytes: int
 
 
-def needed_bytes(inputs: Inputs, folder: RunFolder) -> int:
-    """About how many bytes a run will still write."""
+def needed_bytes(
+    inputs: Inputs, folder: RunFolder, *, tokens: int | None = None, documents: int | None = None
+) -> int:
+    """About how many bytes a run will still write.
+
+    Args:
+        inputs: of the run.
+        folder: what it has written.
+        tokens: of its pool, where that is known better than by the bytes of its shards.
+        documents: likewise.
+    """
     config, pool, model = inputs.config, inputs.pool, inputs.config.model
-    tokens = folder.result("tokens")
-    cache = None if tokens is None else cache_from_json(folder.state / "tokens", tokens)
-    text_bytes = sum(shard.text_bytes for shard in pool.shards)
-    documents = sum(shard.rows or shard.text_bytes // _BYTES_PER_TEXT for shard in pool.shards)
+    recorded = folder.result("tokens")
+    if recorded is not None:
+        tokens = cache_from_json(folder.state / "tokens", recorded).tokens
+    elif tokens is None:
+        tokens = sum(shard.text_bytes for shard in pool.shards) // _BYTES_PER_TOKEN
+    if documents is None:
+        documents = sum(shard.rows or shard.text_bytes // _BYTES_PER_TEXT for shard in pool.shards)
     entries = (folder.result("tokenizer") or {}).get("entries", 0)
     size = int(entries or model.vocabulary_size or inputs.shape.vocabulary_size or 0)
     kind = METHODS[config.method]
     parameters = count_parameters(model.name, inputs.shape, size) if kind.has_proxy else 0
     work = Work(
         pool_bytes=sum(shard.bytes for shard in pool.shards),
-        tokens=text_bytes // _BYTES_PER_TOKEN if cache is None else cache.tokens,
+        tokens=tokens,
         documents=documents,
         vocabulary_size=size,
         keep=config.keep,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from curate.clock import TOKENIZE, doing
 from curate.errors import DamagedShard, InvalidInput, OutputFailed
@@ -23,6 +24,7 @@ from curate.read.cache import (
     plan_partitions,
     write_fragments,
 )
+from curate.read.corpus import Shard
 from curate.read.documents import Documents, from_tokens
 from curate.read.tokenizer import (
     TextTokenizer,
@@ -50,13 +52,7 @@ def tokenizer_stage(inputs: Inputs, folder: RunFolder, progress: Progress) -> Te
     if folder.result("tokenizer") is None:
         started = time.monotonic()
         progress.start("tokenizer", 1, "")
-        config = inputs.config
-        if inputs.shape.llama is None:
-            tokenizer = load_tokenizer(config.model.name)
-        else:
-            sample = sample_texts(inputs.pool, config.seed, config.model.tokenizer_sample_bytes)
-            size = config.model.vocabulary_size or inputs.shape.vocabulary_size or 0
-            tokenizer = train_tokenizer(sample, size)
+        tokenizer = make_tokenizer(inputs, tokenizer_sample(inputs))
         tokenizer.save(place)
         folder.finish("tokenizer", {"entries": tokenizer.vocabulary_size}, [], started)
     try:
@@ -65,6 +61,26 @@ def tokenizer_stage(inputs: Inputs, folder: RunFolder, progress: Progress) -> Te
         raise OutputFailed(
             f"The run's own tokenizer {place} cannot be read.", START_AGAIN
         ) from error
+
+
+def tokenizer_sample(
+    inputs: Inputs, on_read: Callable[[Shard, pa.Array], None] = lambda shard, texts: None
+) -> Iterator[str]:
+    """What a tokenizer is trained on: `sample_texts` of the pool."""
+    size = inputs.config.model.tokenizer_sample_bytes
+    return sample_texts(inputs.pool, inputs.config.seed, size, on_read)
+
+
+def make_tokenizer(inputs: Inputs, sample: Iterator[str]) -> TextTokenizer:
+    """A tokenizer trained on the sample, or the pretrained model's own.
+
+    Raises:
+        InvalidInput: the pretrained model's cannot be loaded.
+    """
+    model = inputs.config.model
+    if inputs.shape.llama is None:
+        return load_tokenizer(model.name)
+    return train_tokenizer(sample, model.vocabulary_size or inputs.shape.vocabulary_size or 0)
 
 
 @doing(TOKENIZE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +169,23 @@ def train_tokenizer(texts: Iterator[str], vocabulary_size: int) -> TextTokenizer
     return TextTokenizer(wrapped)
 
 
-def sample_texts(corpus: Corpus, seed: int, sample_bytes: int) -> Iterator[str]:
+def sample_texts(
+    corpus: Corpus,
+    seed: int,
+    sample_bytes: int,
+    on_read: Callable[[Shard, pa.Array], None] = lambda shard, texts: None,
+) -> Iterator[str]:
     """A random sample of the pool's texts of about `sample_bytes` UTF-8 bytes.
 
     Reads whole shards in random order until they hold four times the sample, and thins them, so
     that the cost is bounded by the sample and one shard, not by the pool. A shard that turns out
     damaged gives what precedes the damage.
+
+    Args:
+        corpus: the pool.
+        seed: of the choice.
+        sample_bytes: about how much to choose.
+        on_read: told of all texts that are read, in batches of a shard, chosen or not.
     """
     share = _text_share(corpus)
     shards = _spread_shards(corpus.sound, seed, sample_bytes / share)
@@ -185,6 +196,7 @@ def sample_texts(corpus: Corpus, seed: int, sample_bytes: int) -> Iterator[str]:
             for first_row, batch in corpus.iter_batches(shard, columns=[corpus.text_column]):
                 ids = make_document_id(shard.shard_id, 0) + first_row + np.arange(batch.num_rows)
                 chosen = np.flatnonzero(uniform(key, ids) * available < sample_bytes)
+                on_read(shard, batch.column(0))
                 for text in text_values(take_rows(batch, chosen).column(0)):
                     yield text[:_LONGEST_SAMPLE_TEXT]
 

@@ -60,6 +60,7 @@ class Schedule:
         scoring_block_tokens: tokens scored at once in a last pass that only scores; many, so that
             batches hold documents of alike length, and a device is seldom waited for.
         scoring: whether a last pass only scores, and decides the pool as a whole.
+        syncs: times that a reference is made.
         expected_tokens: estimate of the tokens trained on and scored, for progress.
         description: the plan in a few lines, for people.
     """
@@ -71,6 +72,7 @@ class Schedule:
     block_tokens: int = 65536
     scoring_block_tokens: int = _SCORING_TOKENS
     scoring: bool = False
+    syncs: int = 0
     expected_tokens: int = 0
     description: tuple[str, ...] = ()
 
@@ -188,19 +190,21 @@ def plan_rounds(config: Config, *, pool_tokens: int, syncs: int | None = None) -
     )
     return dataclasses.replace(
         schedule,
+        syncs=syncs,
         expected_tokens=int(blade.warmup_tokens or 0)
         + trained
         + scored
-        + syncs * _sync_tokens(config),
+        + syncs * sync_tokens(config),
         description=(line,),
     )
 
 
-def plan_scoring(*, expected_tokens: int, description: str = "") -> Schedule:
+def plan_scoring(*, expected_tokens: int, description: str = "", syncs: int = 0) -> Schedule:
     """How the pool is drawn by a method that scores every document once, with nothing to learn."""
     return Schedule(
         passes=0,
         scoring=True,
+        syncs=syncs,
         expected_tokens=expected_tokens,
         description=(description,) if description else (),
     )
@@ -261,7 +265,7 @@ def _scaled(rate: float | None, factor: float) -> float | None:
     return None if rate is None else rate * factor
 
 
-def _sync_tokens(config: Config) -> int:
+def sync_tokens(config: Config) -> int:
     """Tokens trained on and scored to make one reference and its control."""
     blade = config.blade
     steps = int(blade.reference_steps or 0) * int(config.train.batch_tokens or 0)

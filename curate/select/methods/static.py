@@ -26,6 +26,7 @@ class ColorMethod(BladeMethod):
             expected_tokens=int(blade.warmup_tokens or 0)
             + int(blade.reference_steps or 0) * batch
             + pool_tokens,
+            syncs=1,
             description=f"warm-up {blade.warmup_tokens:,} tokens; {blade.reference_steps} "
             "reference steps on the target; every document scored once",
         )
