@@ -1,8 +1,8 @@
 r"""Does a run take what its dry run said?
 
-For each case a dry run and then the run itself, in processes of their own: seconds, peak memory,
-bytes on disk and tokens, and each of the run's over the dry run's. The run's seconds are those of
-the whole command; some four of them are Python loading libraries, which no dry run counts.
+For each case a dry run and then the run itself, in processes of their own: seconds, peak memory and
+tokens, and each of the run's over the dry run's. The run's seconds are those of the whole command;
+some four of them are Python loading libraries, which no dry run counts.
 
     python benchmarks/dry_run.py --pool POOL --target TARGET --work WORK
     python benchmarks/dry_run.py ... --megabytes 18 --cases document token
@@ -60,7 +60,6 @@ def compare(settings: dict[str, Any], out: Path) -> dict[str, Any]:
     pairs = {
         "seconds": (sum(said["seconds"].values()), microseconds(took) / 1e6),
         "memory_bytes": (said["memory_bytes"], took["peak_bytes"]),
-        "disk_bytes": (said["disk_bytes"], _size(out)),
         "tokens": (said["pool_tokens"], took["tokens"]),
         "documents": (said["pool_documents"], took["documents"]),
     }
@@ -72,10 +71,6 @@ def compare(settings: dict[str, Any], out: Path) -> dict[str, Any]:
         "said_by_stage": {name: round(one, 2) for name, one in said["seconds"].items()},
         "took_by_activity": {n: round(one, 2) for n, one in took["activity_seconds"].items()},
     }
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def main() -> None:

@@ -174,7 +174,8 @@ def test_a_run_that_was_begun(tmp_path: Path, fault: Fault) -> None:
     found = estimate_tiny(inputs, out)
     assert found.begun
     assert found.text.splitlines()[-2:] == [
-        f"{out} holds a part of this run: the time is that of all of it, the disk what is left.",
+        f"{out} holds this run, finished or not: the time is that of all of it, the disk what is "
+        "left.",
         "Nothing was written.",
     ]
     assert snapshot(out) == before

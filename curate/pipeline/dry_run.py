@@ -61,7 +61,8 @@ class Estimate:
             write. Of the whole run, begun or not.
         memory_bytes: of the process at its largest.
         device_memory_bytes: of the GPU at its largest; None on a CPU.
-        disk_bytes: that are still to be written into `out`.
+        disk_bytes: that are still needed in `out` at most; half of them and more, with small pools,
+            are two checkpoints, which a finished run does not hold.
         free_bytes: free where `out` is.
         compute: device and precision of the models.
         threads: of the CPU that they use.
@@ -99,12 +100,12 @@ class Estimate:
             f"  memory  {size_text(self.memory_bytes)}"
             + (f", and {size_text(device)} on the GPU" if device is not None else "")
             + ", however large the pool",
-            f"  disk    {size_text(self.disk_bytes)} in {self.out}, {free}",
+            f"  disk    {size_text(self.disk_bytes)} at most in {self.out}, {free}",
         ]
         if self.begun:
             lines.append(
-                f"{self.out} holds a part of this run: the time is that of all of it, the disk "
-                "what is left."
+                f"{self.out} holds this run, finished or not: the time is that of all of it, the "
+                "disk what is left."
             )
         return "\n".join([*lines, "Nothing was written."])
 
