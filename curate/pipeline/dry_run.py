@@ -61,8 +61,7 @@ class Estimate:
             write. Of the whole run, begun or not.
         memory_bytes: of the process at its largest.
         device_memory_bytes: of the GPU at its largest; None on a CPU.
-        disk_bytes: that are still needed in `out` at most; half of them and more, with small pools,
-            are two checkpoints, which a finished run does not hold.
+        disk_bytes: still needed in `out` at most, checkpoints included.
         free_bytes: free where `out` is.
         compute: device and precision of the models.
         threads: of the CPU that they use.
