@@ -143,11 +143,20 @@ class Batch:
     labels: Int64
     starts: Int64 | None = None
 
-    def window_of(self, cells: Int64) -> Int64:
-        """Which of the batch's windows each of some cells of the flat inputs belongs to."""
+    @property
+    def counted(self) -> Int64:
+        """Where in the flat inputs the token after counts, window by window, int64 [M]."""
+        return np.flatnonzero(self.labels.ravel() != -100)
+
+    @property
+    def counts(self) -> Int64:
+        """Tokens that count of each window, int64 [R]."""
+        cells = self.counted
         if self.starts is None:
-            return cells // int(self.inputs.shape[1])
-        return np.searchsorted(self.starts, cells, side="right") - 1
+            window = cells // int(self.inputs.shape[1])
+        else:
+            window = np.searchsorted(self.starts, cells, side="right") - 1
+        return np.bincount(window, minlength=len(self.windows))
 
 
 def make_batches(

@@ -51,10 +51,10 @@ def losses_by_model(
     summed = torch.zeros(len(models), len(documents), dtype=torch.float64, device=device)
     for batch in _batches(first, documents, windows):
         document = first.compute.send(windows.document[batch.windows])
+        each = first.compute.send(batch.counts)
         for model, sums in zip(models, summed, strict=True):
-            losses, within = model.token_losses(batch)
-            per_window = torch.zeros(len(batch.windows), dtype=torch.float64, device=device)
-            per_window.index_add_(0, within, losses.double())
+            losses = model.token_losses(batch).double()
+            per_window = torch.segment_reduce(losses, "sum", lengths=each, unsafe=True)
             sums.index_add_(0, document, per_window)
     counts = np.bincount(windows.document, windows.stop - windows.scored, minlength=len(documents))
     found = summed.cpu().numpy()  # the one place that waits for the device
@@ -81,7 +81,7 @@ def token_losses(model: LanguageModel, documents: Documents) -> torch.Tensor:
     windows = rolling_windows(documents.lengths, model.window, model.overlap)
     losses, places = [torch.zeros(0, device=model.compute.device)], [np.zeros(0, dtype=np.int64)]
     for batch in _batches(model, documents, windows):
-        losses.append(model.token_losses(batch)[0])
+        losses.append(model.token_losses(batch))
         places.append(_token_places(batch, windows, documents))
     order = np.argsort(np.concatenate(places))
     return torch.cat(losses)[model.compute.send(order)]

@@ -7,6 +7,7 @@ import ctypes
 import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -107,6 +108,20 @@ class Compute:
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """A tensor's copy on the CPU, begun now; what is returned waits for it, and no longer."""
+        if self.device.type == "cpu":
+            return lambda: tensor
+        copy = tensor.to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+
+        def wait() -> torch.Tensor:
+            copied.synchronize()
+            return copy
+
+        return wait
 
     def autocast(self) -> torch.autocast:
         """A context in which matrix products run in `dtype`."""

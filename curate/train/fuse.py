@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,13 +29,6 @@ def fuse_layers(network: nn.Module) -> bool:
     for part in (*decoder.layers, decoder.norm):
         part.compile(dynamic=True)
     return True
-
-
-@functools.cache
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors on a GPU, compiled for any sizes."""
-    warnings.filterwarnings("ignore", message=r"\s*Online softmax is disabled", module="torch")
-    return torch.compile(function, dynamic=True)
 
 
 @functools.cache

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curate.train.fuse import can_fuse, fused
+from curate.train.fuse import can_fuse
 
 _ROWS = {"cpu": 512, "cuda": 4096}
-"""Rows of logits made at once, where a compiler does not spare what lies between their passes."""
+"""Rows of logits made at once, where no kernel reads them once."""
 
 
 def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -34,7 +34,7 @@ def head_losses(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dt
     """
     learns = hidden.requires_grad or weight.requires_grad
     if not (learns and torch.is_grad_enabled()):
-        return _losses(hidden.to(dtype), weight.to(dtype), targets, None)
+        return _losses(hidden.to(dtype), weight.to(dtype), targets, errors=False)[0]
     found: Tensor = _HeadLosses.apply(hidden, weight, targets, dtype)  # type: ignore[no-untyped-call]
     return found
 
@@ -45,7 +45,7 @@ class _HeadLosses(torch.autograd.Function):
         context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
     ) -> Tensor:
         low, head = hidden.to(dtype), weight.to(dtype)
-        losses, errors = _losses_and_errors(low, head, targets)
+        losses, errors = _losses(low, head, targets, errors=True)
         context.save_for_backward(low, head, errors)
         context.dtypes = hidden.dtype, weight.dtype
         return losses
@@ -59,20 +59,16 @@ class _HeadLosses(torch.autograd.Function):
         return hidden, weight, None, None
 
 
-def _losses_and_errors(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses, float32 [M], and softmax(logits) - onehot(targets), [M, V]."""
+def _losses(
+    hidden: Tensor, head: Tensor, targets: Tensor, *, errors: bool
+) -> tuple[Tensor, Tensor]:
+    """The losses, float32 [M], and where asked for softmax(logits) - onehot(targets), [M, V]."""
     if hidden.device.type == "cuda" and can_fuse():
-        both: tuple[Tensor, Tensor] = fused(_at_once)(hidden, head, targets)
-        return both
-    errors = hidden.new_empty(len(hidden), len(head))
-    return _losses(hidden, head, targets, errors), errors
+        from curate.train.softmax import row_losses  # noqa: PLC0415 (Triton is where GPUs are)
 
-
-def _losses(hidden: Tensor, head: Tensor, targets: Tensor, errors: Tensor | None) -> Tensor:
-    """The losses, some rows after others; `errors` [M, V] is filled where it is given."""
-    if errors is None and hidden.device.type == "cuda" and can_fuse():
-        alone: Tensor = fused(_losses_at_once)(hidden, head, targets)
-        return alone
+        logits = nn.functional.linear(hidden, head)
+        return row_losses(logits, targets, errors=errors), logits
+    found = hidden.new_empty(len(hidden) if errors else 0, len(head))
     losses = torch.empty(len(hidden), device=hidden.device)
     rows = _ROWS[hidden.device.type]
     for first in range(0, len(hidden), rows):
@@ -81,21 +77,7 @@ def _losses(hidden: Tensor, head: Tensor, targets: Tensor, errors: Tensor | None
         logits = nn.functional.linear(hidden[part], head).float()
         log_share = nn.functional.log_softmax(logits, dim=-1)
         losses[part] = -log_share.gather(1, chosen)[:, 0]
-        if errors is not None:
+        if errors:
             share = log_share.exp_()
-            errors[part] = share.scatter_add_(1, chosen, share.new_full(chosen.shape, -1.0))
-    return losses
-
-
-def _losses_at_once(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    return _at_once(hidden, head, targets)[0]
-
-
-def _at_once(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_losses_and_errors`, in steps that a compiler makes into two passes over the logits."""
-    chosen = targets[:, None]
-    logits = nn.functional.linear(hidden, head).float()
-    log_share = nn.functional.log_softmax(logits, dim=-1)
-    is_target = torch.arange(len(head), device=head.device) == chosen
-    errors = log_share.exp() - is_target.float()
-    return -log_share.gather(1, chosen)[:, 0], errors.to(hidden.dtype)
+            found[part] = share.scatter_add_(1, chosen, share.new_full(chosen.shape, -1.0))
+    return losses, found

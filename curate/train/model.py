@@ -32,9 +32,9 @@ from curate.train.flash import flash_attention, has_flash_attention
 from curate.train.fuse import fuse_layers
 from curate.train.head import head_losses
 
-_LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 28}
-"""128 and 512 MiB in bfloat16."""
-_HELD_PIECES = {"cpu": 1, "cuda": 8}
+_LOGITS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}
+"""128 MiB and 1 GiB in bfloat16."""
+_HELD_PIECES = {"cpu": 1, "cuda": 4}
 """Times as many logits whose errors are kept for the gradient; with more, they are made again."""
 _PACKING_CAPABILITY = 8, 0
 """Compute capability from which on PyTorch has a kernel for packed attention (Ampere)."""
@@ -297,21 +297,14 @@ class LanguageModel:
             documents, windows, prefix_id=self.prefix_id, microbatch_tokens=microbatch_tokens
         )
 
-    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss of each counted token.
-
-        Returns:
-            losses: float32 [M], nats, window by window of the batch.
-            windows: int64 [M], which of the batch's windows each belongs to.
-        """
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Loss of each counted token, float32 [M], nats, window by window of the batch."""
         labels = batch.labels.ravel()
-        cells = np.flatnonzero(labels != -100)  # here: a device would have to be waited for
-        counted, targets, windows = map(
-            self.compute.send, (cells, labels[cells], batch.window_of(cells))
-        )
+        cells = batch.counted  # here: a device would have to be waited for
+        counted, targets = self.compute.send(cells), self.compute.send(labels[cells])
         with self.compute.autocast():
             losses = list(self._chunk_losses(self._inputs(batch), counted, targets))
-        return torch.cat(losses), windows
+        return torch.cat(losses)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What the network is called with.
@@ -348,13 +341,16 @@ class LanguageModel:
         decoder, head = _parts(self.network)
         hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)
         kind = hidden.device.type
-        rows = max(_HEAD_MULTIPLE, _LOGITS_AT_ONCE[kind] // head.weight.shape[0])
+        learns, weight = torch.is_grad_enabled(), head.weight
+        if not learns:
+            weight = weight.to(self.compute.dtype)  # once, instead of for each piece
+        rows = max(_HEAD_MULTIPLE, _LOGITS_AT_ONCE[kind] // len(weight))
         held = rows * _HELD_PIECES[kind]
-        many = torch.is_grad_enabled() and len(targets) > held
+        many = learns and len(targets) > held
         pieces = zip(torch.split(counted, rows), torch.split(targets, rows), strict=True)
         for positions, target in pieces:
             padding = (0, -len(positions) % _HEAD_MULTIPLE)
-            factors = hidden[nn.functional.pad(positions, padding)], head.weight
+            factors = hidden[nn.functional.pad(positions, padding)], weight
             padded = nn.functional.pad(target, padding)
             arguments = (*factors, padded, self.compute.dtype)
             if many:

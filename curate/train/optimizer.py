@@ -97,8 +97,9 @@ class Optimizer:
         Raises:
             NonFiniteLoss: as `step`.
         """
-        self._clip_gradient(self._accumulate(terms))
+        measured = self._clip_gradient(self._accumulate(terms))
         self._adamw.zero_grad()
+        self._finite(measured)
 
     @doing(MODEL)
     def step_on(self, loss: torch.Tensor, tokens: int) -> StepRecord:
@@ -122,24 +123,35 @@ class Optimizer:
         rate = self.schedule(self.steps)
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        loss, norm = self._clip_gradient(losses)
-        self._adamw.step()
+        measured = self._clip_gradient(losses)
+        self._mark((~measured.isfinite().all()).float())
+        arrived = self.model.compute.fetch(measured)
+        self._adamw.step()  # asked for before the loss is waited for
         self._adamw.zero_grad()
+        loss, norm = self._finite(arrived())
         number = first_step + self.steps
         self.steps += 1
         speed = tokens / max(time.monotonic() - started, 1e-9)
         return StepRecord(number, self.name, loss, rate, norm, speed)
 
-    def _clip_gradient(self, losses: Sequence[torch.Tensor]) -> tuple[float, float]:
-        """Clip the accumulated gradient; the sum of the losses, and its norm before that.
+    def _mark(self, broken: torch.Tensor) -> None:
+        """Make the next call of AdamW no step where `broken` is 1, found out on the device.
 
-        A device is waited for here, once all that can be asked of it has been.
+        This is what `torch.amp.GradScaler` tells a fused optimizer.
         """
+        self._adamw.found_inf = broken  # type: ignore[attr-defined]
+
+    def _clip_gradient(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Clip the accumulated gradient; the losses, and its norm before that, on the device."""
         parameters = list(self.model.network.parameters())
-        clipped = torch.nn.utils.clip_grad_norm_(parameters, self._clip)
-        loss, norm = sum(map(float, losses), 0.0), float(clipped)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip)
+        return torch.stack([*losses, norm]).double()
+
+    def _finite(self, measured: torch.Tensor) -> tuple[float, float]:
+        """The sum of the losses, and the gradient's norm, from what `_clip_gradient` measured."""
+        *losses, norm = measured.tolist()
+        loss = sum(losses, 0.0)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._adamw.zero_grad()
             raise NonFiniteLoss(
                 f"Step {self.steps} of the {self.name} model gave a loss of {loss:g} and a "
                 f"gradient norm of {norm:g}."
@@ -154,8 +166,7 @@ class Optimizer:
             windows = rolling_windows(term.documents.lengths, model.window, model.overlap)
             size = model.training_microbatch_tokens
             for batch in model.batches(term.documents, windows, size) if total else ():
-                losses, _ = model.token_losses(batch)
-                loss = losses.sum() * (term.weight / total)
+                loss = model.token_losses(batch).sum() * (term.weight / total)
                 loss.backward()  # type: ignore[no-untyped-call]
                 found.append(loss.detach())
         return found

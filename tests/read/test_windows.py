@@ -130,6 +130,9 @@ def test_every_token_is_a_label_once_and_its_input_is_the_token_before(
         assert batch.inputs.shape == batch.labels.shape
         assert batch.inputs.shape[1] < window + multiple
         assert len(batch.inputs) == 1 or batch.inputs.size <= microbatch_tokens
+        rows = (batch.labels != -100).sum(axis=1)
+        assert batch.counts.tolist() == rows[: len(batch.windows)].tolist()
+        assert not rows[len(batch.windows) :].any()
         for row, column in zip(*np.nonzero(batch.labels != -100), strict=True):
             label = int(batch.labels[row, column])
             labels.append(label)
@@ -162,8 +165,9 @@ def test_packed_every_token_is_a_label_once_behind_its_own_document(
     for batch in batches:
         assert batch.inputs.shape == batch.labels.shape == (1, batch.starts[-1])
         assert len(batch.windows) == 1 or batch.inputs.size <= microbatch_tokens
-        cells = np.flatnonzero(batch.labels[0] != -100)
-        for cell, place in zip(cells, batch.window_of(cells), strict=True):
+        assert len(batch.counts) == len(batch.windows)
+        window_of = np.repeat(np.arange(len(batch.windows)), batch.counts)
+        for cell, place in zip(batch.counted, window_of, strict=True):
             number = batch.windows[place]
             text = [PREFIX, *tokens_of(documents)[windows.document[number]]]
             before = batch.inputs[0, batch.starts[place] : cell + 1].tolist()

@@ -9,6 +9,7 @@ import torch
 from tiny_models import PREFIX, make_documents
 
 from curate.config.schema import TrainConfig
+from curate.errors import NonFiniteLoss
 from curate.score.loss import document_losses, token_losses
 from curate.train import model as model_module
 from curate.train.compute import Compute
@@ -100,6 +101,42 @@ def test_gradients_are_those_of_float32_on_a_cpu(on_gpu):
     assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)
     for name, gradient in exact.items():
         assert float((ours[name] - gradient).norm() / gradient.norm()) < 0.06, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("words", [600, 8192, 9001, 32000])
+def test_losses_of_rows_of_logits_and_their_errors_are_what_the_definition_says(words, dtype):
+    from curate.train.softmax import row_losses
+
+    generator = torch.Generator("cuda").manual_seed(words)
+    logits = 5 * torch.randn(300, words, generator=generator, device="cuda", dtype=dtype)
+    logits[3] += 80
+    logits[4, words // 2 :] = -torch.inf
+    targets = torch.randint(words // 2, (300,), generator=generator, device="cuda")
+    exact = logits.double()
+    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
+    before = logits.clone()
+    for errors in (False, True):
+        losses = row_losses(logits, targets, errors=errors)
+        torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-5)
+        assert errors or torch.equal(logits, before)
+    share = exact.softmax(dim=-1)
+    share[torch.arange(300), targets] -= 1
+    torch.testing.assert_close(logits, share.to(dtype), rtol=0.01, atol=1e-6)
+
+
+def test_a_step_that_is_not_finite_is_none(on_gpu):
+    """Found out by the device, which goes on with the step meanwhile."""
+    made = on_gpu.trainable_copy()
+    optimizer = Optimizer(made, "proxy", TrainConfig(), lambda step: 0.1)
+    optimizer.step([Term(DOCUMENTS)])
+    with torch.no_grad():
+        made.network.model.norm.weight[3] = torch.inf
+    before = [one.detach().clone() for one in made.network.parameters()]
+    with pytest.raises(NonFiniteLoss, match=r"^Step 1 of the proxy model gave a loss of nan"):
+        optimizer.step([Term(DOCUMENTS)])
+    now = list(made.network.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(now, before, strict=True))
 
 
 @pytest.mark.parametrize("lengths", [(5, 128, 1), (129, 7), (2048, 300, 1, 1, 700), (64,) * 400])
