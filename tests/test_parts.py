@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from run_helpers import (
     Run,
     assert_same_outcome,
     curate,
+    data_digests,
     environment,
     listing,
     run_arguments,
@@ -25,7 +27,10 @@ from run_helpers import (
 )
 from test_resume import SETTINGS, break_call
 
-from curate.select.methods.blade import BladeMethod
+from curate.errors import DiskFull
+from curate.pipeline import checkpoints
+from curate.pipeline.checkpoints import save_state
+from curate.pipeline.folder import RunFolder
 from curate.stop import Interrupted, Stop
 
 
@@ -97,6 +102,77 @@ def test_stopped_again_and_again(
     assert manifests[0] == manifests[1]
 
 
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Checkpoints are written in the background, slowly, as those of a GPU; which, so far."""
+    written: list[str] = []
+
+    def slowly(state: Mapping[str, Any], path: Path) -> None:
+        time.sleep(0.02)
+        save_state(state, path)
+        written.append(path.name)
+
+    monkeypatch.setattr(checkpoints, "save_state", slowly)
+    monkeypatch.setattr(checkpoints, "_is_elsewhere", lambda tensor: True)
+    return written
+
+
+@pytest.mark.parametrize(
+    ("look", "stages"), [(1, {"warm-up", "round-0000", "scoring"}), (3, {"round-0000"})]
+)
+def test_checkpoints_written_beside_the_run_are_gone_on_from(
+    look: int,
+    stages: set[str],
+    beside: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+) -> None:
+    whole = shared_run(tmp_path_factory, **SETTINGS)
+    stopped = stop_until_done(whole.inputs, tmp_path / "out", look, **SETTINGS)
+    assert set(stopped) >= stages
+    assert_same_outcome(Run(whole.inputs, tmp_path / "out"), whole)
+
+
+def test_what_follows_a_checkpoint_waits_for_its_file(
+    beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest never names a stage or a part whose checkpoint is not there."""
+    inputs = write_plain_pool(tmp_path)
+    whole = run_tiny(inputs, tmp_path / "whole", **SETTINGS)
+    recorded: list[str] = []
+
+    def checked(folder: RunFolder, stage: str, *others: Any) -> None:
+        if stage in ("warm-up", "round-0000", "round-0001"):
+            recorded.append(stage)
+            assert any(name.startswith(stage) for name in beside)
+        finish(folder, stage, *others)
+
+    finish = RunFolder.finish
+    monkeypatch.setattr(RunFolder, "finish", checked)
+    out = run_tiny(inputs, tmp_path / "out", **SETTINGS, compute__checkpoint_minutes=0)
+    assert recorded[:2] == ["warm-up", "round-0000"]
+    assert len(beside) > 4
+    assert data_digests(out) == data_digests(whole)
+
+
+def test_a_checkpoint_that_cannot_be_written_beside_the_run_stops_it(
+    beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = write_plain_pool(tmp_path)
+    whole = run_tiny(inputs, tmp_path / "whole", **SETTINGS)
+
+    def refused(state: Mapping[str, Any], path: Path) -> None:
+        raise DiskFull(path, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_state", refused)
+        with pytest.raises(DiskFull):
+            run_tiny(inputs, tmp_path / "out", **SETTINGS)
+    stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    assert "warm-up" not in stages
+    assert_same_outcome(run_tiny(inputs, tmp_path / "out", **SETTINGS), whole)
+
+
 def test_parts_are_written_as_time_passes(tmp_path: Path) -> None:
     """Without an interval every step and block is a part, and nothing else changes."""
     inputs = write_plain_pool(tmp_path)
@@ -120,16 +196,16 @@ def test_models_that_only_score_are_written_once(
     monkeypatch.setattr("curate.select.schedule._SCORING_BATCHES", 0)
     inputs = write_plain_pool(tmp_path)
     whole = run_tiny(inputs, tmp_path / "whole")
-    save, saved = BladeMethod.save, []
+    saved = []
 
-    def recording(method: BladeMethod, path: Path) -> None:
+    def recording(state: Mapping[str, Any], path: Path) -> None:
         saved.append(path.name)
-        save(method, path)
+        save_state(state, path)
 
-    monkeypatch.setattr(BladeMethod, "save", recording)
+    monkeypatch.setattr(checkpoints, "save_state", recording)
     stopped = stop_until_done(inputs, tmp_path / "out", 1)
     assert stopped.count("scoring") > 1
-    assert [name for name in saved if "scoring" in name] == [".scoring.0000.pt.tmp"]
+    assert [name for name in saved if "scoring" in name] == ["scoring.0000.pt"]
     assert_same_outcome(Run(inputs, tmp_path / "out"), whole)
 
 

@@ -191,15 +191,18 @@ class RunFolder:
         self._manifest["compute"] = dict(names)
         self._write()
 
-    def pause(self, stage: str, result: Mapping[str, Any], started: float) -> None:
+    def pause(
+        self, stage: str, result: Mapping[str, Any], started: float, ended: float | None = None
+    ) -> None:
         """Record how far a stage has come.
 
         Args:
             stage: its name.
             result: plain values with which it can go on.
             started: `time.monotonic()` when this part of it began.
+            ended: the same when it ended, if that is not now.
         """
-        self._add_time(stage, started)
+        self._add_time(stage, started, ended)
         self._manifest["partial"] = {"stage": stage, "result": dict(result)}
         self._write()
 
@@ -222,7 +225,12 @@ class RunFolder:
         self._write()
 
     def finish(
-        self, stage: str, result: Mapping[str, Any], files: Iterable[Path], started: float
+        self,
+        stage: str,
+        result: Mapping[str, Any],
+        files: Iterable[Path],
+        started: float,
+        ended: float | None = None,
     ) -> None:
         """Record that a stage is done.
 
@@ -231,8 +239,9 @@ class RunFolder:
             result: plain values that later stages need.
             files: output files that are now complete; their SHA-256 is recorded.
             started: `time.monotonic()` when the stage, or the last part of it, began.
+            ended: the same when it ended, if that is not now.
         """
-        self._add_time(stage, started)
+        self._add_time(stage, started, ended)
         self._manifest.pop("partial", None)
         self._manifest["stages"][stage] = dict(result)
         self.record_files(files)
@@ -268,9 +277,10 @@ class RunFolder:
         seconds: dict[str, float] = self._read_times().get("activities", {})
         return seconds
 
-    def _add_time(self, stage: str, started: float) -> None:
+    def _add_time(self, stage: str, started: float, ended: float | None = None) -> None:
         times = self._read_times()
-        _add(times.setdefault("stages", {}), {stage: time.monotonic() - started})
+        seconds = (time.monotonic() if ended is None else ended) - started
+        _add(times.setdefault("stages", {}), {stage: seconds})
         _add(times.setdefault("activities", {}), clock.taken())
         self._write_times(times)
 

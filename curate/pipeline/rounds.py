@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import gc
 import time
@@ -18,6 +19,7 @@ from curate.clock import CHECKPOINT, doing
 from curate.config import Config
 from curate.errors import CurateError, NonFiniteLoss
 from curate.files import atomic_path
+from curate.pipeline.checkpoints import CheckpointWriter, load_state
 from curate.pipeline.folder import START_AGAIN, RunFolder, check_state
 from curate.pipeline.progress import Progress
 from curate.read.cache import TokenCache
@@ -110,7 +112,7 @@ class Rounds:
         self._method: Method | None = None
         self._before: str | None = None
         self._stage, self._part, self._part_started = "", 0, 0.0
-        self._memory = FreedMemory()
+        self._memory, self._writer = FreedMemory(), CheckpointWriter()
 
     def stages(self) -> list[str]:
         """Names of the stages in order."""
@@ -137,6 +139,7 @@ class Rounds:
         """Show progress, and give memory back; what a warm-up does besides steps can stop here."""
         self._progress.advance(tokens)
         self._memory.when_grown()
+        self._writer.look()
         if self._stage == "warm-up":
             self._stop.check()
 
@@ -149,13 +152,15 @@ class Rounds:
         Raises:
             NonFiniteLoss: going back would not help, or has been tried often enough.
         """
-        while not self.finished():
-            try:
-                self._run_stages(make(len(self._folder.rollbacks)))
-            except NonFiniteLoss as error:
-                self._roll_back(error)
-            self._method = None
-            gc.collect()  # a method holds itself in a cycle, and two would not fit into memory
+        with self._writer:
+            while not self.finished():
+                try:
+                    self._run_stages(make(len(self._folder.rollbacks)))
+                except NonFiniteLoss as error:
+                    self._writer.finish()
+                    self._roll_back(error)
+                self._method = None
+                gc.collect()  # a method holds itself in a cycle, and two would not fit into memory
 
     def _run_stages(self, method: Method) -> None:
         self._method, self._before = method, None
@@ -264,10 +269,14 @@ class Rounds:
             }
         if stage != "scoring":
             method.check()
-        self._save(self._checkpoint(stage) if stage != self.stages()[-1] else None)
         result["parts"] = self._part + 1
-        self._folder.finish(stage, result, [], self._part_started)
-        self.tidy(stage)
+        started = self._part_started
+
+        def record() -> None:
+            self._folder.finish(stage, result, [], started, self._end_of_part(started))
+            self.tidy(stage)
+
+        self._save(self._checkpoint(stage) if stage != self.stages()[-1] else None, record)
         self._stop.check()
 
     def _run_round(self, stage: str, index: int, partial: Mapping[str, Any] | None) -> RoundResult:
@@ -318,21 +327,34 @@ class Rounds:
         """End a part: write it down, and go on with the next unless a signal asks to stop."""
         stage, part = self._stage, self._part
         learned = stage != "scoring" or part == 0
-        self._save(self._checkpoint(stage, part) if learned else None)
-        left = {"part": part, "losses": self._steps.sums, **result}
-        self._folder.pause(stage, left, self._part_started)
-        self._keep_checkpoints(self._checkpoint(stage, part), self._origin)
+        left = {"part": part, "losses": copy.deepcopy(self._steps.sums), **result}
+        kept = self._checkpoint(stage, part), self._origin
+        started = self._part_started
+
+        def record() -> None:
+            self._folder.pause(stage, left, started, self._end_of_part(started))
+            self._keep_checkpoints(*kept)
+
+        self._save(self._checkpoint(stage, part) if learned else None, record)
         self._part, self._part_started = part + 1, time.monotonic()
         self._stop.check()
 
     @doing(CHECKPOINT)
-    def _save(self, checkpoint: Path | None) -> None:
-        """Put the steps of a part, and the method's state where one is to be kept, on disk."""
+    def _save(self, checkpoint: Path | None, record: Callable[[], None]) -> None:
+        """Put the steps of a part, and the method's state where one is to be kept, on disk.
+
+        Then, which on a GPU is later, the part is recorded.
+        """
         self._steps.write(self._file(self._stage, "training", self._part))
         if checkpoint is None:
-            return
-        with atomic_path(checkpoint) as temporary:
-            self._running().save(temporary)
+            self._writer.finish()
+            record()
+        else:
+            self._writer.write(self._running().state_dict(), checkpoint, record)
+
+    def _end_of_part(self, started: float) -> float:
+        """When the part that began at `started` ended: when the next one began, or now."""
+        return self._part_started if self._part_started > started else time.monotonic()
 
     def _running(self) -> Method:
         if self._method is None:
@@ -419,7 +441,7 @@ def _load(method: Method, checkpoint: Path) -> None:
         CurateError: the file is gone, or is not one that this run wrote.
     """
     try:
-        method.load(checkpoint)
+        method.load_state_dict(load_state(checkpoint))
     except Exception as error:  # a file that somebody changed can fail in any way
         raise CurateError(
             f"The checkpoint {checkpoint} cannot be read ({short_reason(error)}).", START_AGAIN

@@ -14,6 +14,7 @@ from tiny_models import (
 )
 
 from curate.noise import gumbel, make_key
+from curate.pipeline.checkpoints import load_state, save_state
 from curate.read.cache import draw_blocks
 from curate.read.documents import concatenate
 from curate.score.loss import document_losses, mean_loss
@@ -209,13 +210,13 @@ def test_a_restored_method_goes_on_bit_for_bit(planted, tmp_path, variant):
     method = BladeMethod(bench.context)
     method.warm_up()
     run(method, planted, tmp_path / "first", 0)
-    method.save(tmp_path / "checkpoint")
+    save_state(method.state_dict(), tmp_path / "checkpoint")
     done = len(bench.steps)
     going_on = [run(method, planted, tmp_path / f"on-{index}", index) for index in (1, 2)]
 
     other = make_bench(planted, **variant)
     restored = BladeMethod(other.context)
-    restored.load(tmp_path / "checkpoint")
+    restored.load_state_dict(load_state(tmp_path / "checkpoint"))
     again = [run(restored, planted, tmp_path / f"again-{index}", index) for index in (1, 2)]
     for index in (1, 2):
         ours = pq.read_table(tmp_path / f"on-{index}")
@@ -231,10 +232,10 @@ def test_a_checkpoint_of_the_warm_up_can_be_restored(planted, tmp_path):
     bench = make_bench(planted, lambda_=1.0)
     method = BladeMethod(bench.context)
     method.warm_up()
-    method.save(tmp_path / "checkpoint")
+    save_state(method.state_dict(), tmp_path / "checkpoint")
     run(method, planted, tmp_path / "on", 0)
     restored = BladeMethod(make_bench(planted, lambda_=1.0).context)
-    restored.load(tmp_path / "checkpoint")
+    restored.load_state_dict(load_state(tmp_path / "checkpoint"))
     run(restored, planted, tmp_path / "again", 0)
     assert pq.read_table(tmp_path / "on").equals(pq.read_table(tmp_path / "again"))
 
@@ -245,15 +246,15 @@ def test_a_checkpoint_holds_the_pair_and_its_lambda(planted, tmp_path):
     run(method, planted, tmp_path / "d", 2)
     block = planted.blocks()[0]
     expected = method.score(block)
-    method.save(tmp_path / "checkpoint")
+    save_state(method.state_dict(), tmp_path / "checkpoint")
     restored = BladeMethod(make_bench(planted, **settings).context)
-    restored.load(tmp_path / "checkpoint")
+    restored.load_state_dict(load_state(tmp_path / "checkpoint"))
     found = restored.score(block)
     np.testing.assert_array_equal(found.score, expected.score)
     np.testing.assert_array_equal(found.proxy_loss, expected.proxy_loss)
     np.testing.assert_allclose(found.score, 2 * found.excess_loss)
     restored.start_round(1)
-    restored.save(tmp_path / "checkpoint")
+    save_state(restored.state_dict(), tmp_path / "checkpoint")
     assert torch.load(tmp_path / "checkpoint", weights_only=True)["start"] is None
 
 
@@ -395,16 +396,16 @@ def test_an_ensemble_is_the_last_rounds_pair_less_two_votes(
         np.testing.assert_allclose(method.score(every).score, excess)
         for block in planted.blocks(index) * (6 if much_learned else 1):
             method.learn(block, planted.kinds(block) == 0)
-        method.save(tmp_path / "checkpoint")
+        save_state(method.state_dict(), tmp_path / "checkpoint")
         method = BladeMethod(make_bench(planted, **settings).context)
-        method.load(tmp_path / "checkpoint")
+        method.load_state_dict(load_state(tmp_path / "checkpoint"))
     steps = len(bench.steps)
     start = method.start_round(rounds)
     assert (len(bench.steps), start.reference_steps) == (steps, 0)
     found = method.score(every)
-    method.save(tmp_path / "scoring")
+    save_state(method.state_dict(), tmp_path / "scoring")
     again = BladeMethod(make_bench(planted, **settings).context)
-    again.load(tmp_path / "scoring")
+    again.load_state_dict(load_state(tmp_path / "scoring"))
     np.testing.assert_array_equal(again.score(every).score, found.score)
     chosen = np.isin(every.ids, pool_sample(bench.context).ids)
     per_byte = every.lengths / every.bytes

@@ -15,6 +15,7 @@ from tiny_models import (
 
 from curate.config.schema import PerplexityConfig
 from curate.errors import NonFiniteLoss
+from curate.pipeline.checkpoints import load_state, save_state
 from curate.read.documents import concatenate
 from curate.score.loss import document_losses, mean_loss
 from curate.select.methods import METHODS
@@ -75,9 +76,9 @@ def test_it_is_restored(planted, tmp_path):
     method = BladeMethod(bench.context)
     method.warm_up()
     method.start_round(0)
-    method.save(tmp_path / "state")
+    save_state(method.state_dict(), tmp_path / "state")
     restored = BladeMethod(make_bench(planted, proxy_average=0.3).context)
-    restored.load(tmp_path / "state")
+    restored.load_state_dict(load_state(tmp_path / "state"))
     block = planted.blocks()[0]
     for one in (method, restored):
         one.learn(block, np.ones(len(block), dtype=bool))

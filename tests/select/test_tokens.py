@@ -19,6 +19,7 @@ from tiny_models import (
 )
 
 from curate.errors import CurateError
+from curate.pipeline.checkpoints import load_state, save_state
 from curate.read.documents import concatenate
 from curate.read.windows import make_batches, rolling_windows
 from curate.records import DECISION, DOCUMENT, MASK, SELECTION
@@ -315,9 +316,9 @@ def test_a_restored_token_method_goes_on_bit_for_bit(planted, tmp_path):
     method = METHODS["blade"](token_bench(planted, **settings).context)
     method.warm_up()
     run(method, planted.blocks(tokens=240), tmp_path)
-    method.save(tmp_path / "checkpoint")
+    save_state(method.state_dict(), tmp_path / "checkpoint")
     other = METHODS["blade"](token_bench(planted, **settings).context)
-    other.load(tmp_path / "checkpoint")
+    other.load_state_dict(load_state(tmp_path / "checkpoint"))
     for one, name in ((method, "on"), (other, "again")):
         (tmp_path / name).mkdir()
         run(one, planted.blocks(tokens=240), tmp_path / name)

@@ -10,14 +10,12 @@ mask must be written beside each block, block by block).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from curate.config.schema import Config
 from curate.errors import NonFiniteLoss
@@ -150,24 +148,6 @@ class Context:
         return NgramCounter(self.decode, num_buckets, self.processes)
 
 
-def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a method's state, to be read with `weights_only`.
-
-    Through a file of Python's, since PyTorch's own errors do not say what the system said.
-
-    Raises:
-        OSError: the system refused.
-    """
-    try:
-        with path.open("wb") as file:
-            torch.save(dict(state), file)
-    except RuntimeError as error:  # PyTorch closes what it was writing, which fails anew
-        refused = error.__context__
-        if isinstance(refused, OSError):
-            raise OSError(refused.errno, refused.strerror) from error
-        raise
-
-
 class Method(Protocol):
     """A selection method. Scores depend on documents, models and seed alone.
 
@@ -187,16 +167,16 @@ class Method(Protocol):
         """How the pool is to be drawn under a resolved config."""
 
     def warm_up(self) -> None:
-        """Whatever precedes the first round; after `load`, what is left of it.
+        """Whatever precedes the first round; after `load_state_dict`, what is left of it.
 
-        When it tells `Context.on_step` of a step of the proxy, it can be saved.
+        When it tells `Context.on_step` of a step of the proxy, there is a `state_dict`.
         """
 
     def start_round(self, round_index: int) -> RoundStart:
         """Begin a round: bring models in step."""
 
     def score(self, block: Documents) -> Scores:
-        """Score a block of candidates; changes nothing that `save` writes."""
+        """Score a block of candidates; changes nothing of `state_dict`."""
 
     def learn(self, block: Documents, kept: npt.NDArray[np.bool_]) -> None:
         """Be told what of the block just scored was kept.
@@ -213,11 +193,11 @@ class Method(Protocol):
             NonFiniteLoss: it gives losses or scores that are not finite.
         """
 
-    def save(self, path: Path) -> None:
-        """Write everything that what follows depends on; between blocks too."""
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that what follows depends on, tensors and plain values; between blocks too."""
 
-    def load(self, path: Path) -> None:
-        """Inverse of `save`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`, wherever its tensors lie."""
 
 
 def check_finite(what: str, values: Float64, documents: Documents) -> None:

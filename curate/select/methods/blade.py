@@ -14,8 +14,7 @@ scored without it, too.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,7 @@ from curate.score.loss import (
     tokens_read,
 )
 from curate.select.budget import keep_top, token_noise
-from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores, save_state
+from curate.select.methods.base import DOCUMENT, TOKEN, Context, RoundStart, Scores
 from curate.select.methods.ensemble import Ensemble, make_ensemble
 from curate.select.methods.held_out import HeldOut, pool_sample, target_sample
 from curate.select.methods.pair import Pair
@@ -129,10 +128,10 @@ class BladeMethod:
         """The proxy's losses must be finite; a pair is made anew, or was scored by."""
         self._proxy.check()
 
-    def save(self, path: Path) -> None:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that what follows depends on, readable with `weights_only`."""
         apart = None if self._start is self._pair.control else self._start
-        state = {
+        return {
             "proxy": self._proxy.state_dict(),
             "pair": self._pair.state_dict(),
             "lambda": self._lambda,
@@ -141,12 +140,9 @@ class BladeMethod:
             "ensemble": None if self._ensemble is None else self._ensemble.state_dict(),
             "separation": dataclasses.asdict(self._separation) if self._separation else None,
         }
-        save_state(state, path)
 
-    def load(self, path: Path) -> None:
-        """Inverse of `save`."""
-        device = self._proxy.model.compute.device
-        state = torch.load(path, map_location=device, weights_only=True)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         self._proxy.load_state_dict(state["proxy"])
         self._pair.load_state_dict(state["pair"])
         self._lambda = state["lambda"]

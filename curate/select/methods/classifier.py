@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +29,7 @@ from curate.errors import NonFiniteLoss
 from curate.noise import make_key, shuffled_order
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents, concatenate
-from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores, save_state
+from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores
 from curate.select.ngrams import Ngrams, concatenate_ngrams
 from curate.select.schedule import Schedule, plan_scoring
 
@@ -154,13 +153,13 @@ class ClassifierMethod:
         """No score may leave the range of float32."""
         self._odds.check()
 
-    def save(self, path: Path) -> None:
+    def state_dict(self) -> dict[str, Any]:
         """The trained numbers, readable with `weights_only`."""
-        save_state(self._odds.state_dict(), path)
+        return self._odds.state_dict()
 
-    def load(self, path: Path) -> None:
-        """Inverse of `save`."""
-        self._odds.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._odds.load_state_dict(state)
 
 
 @doing(COUNT)

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from curate.config.schema import Config
 from curate.noise import gumbel, make_key
 from curate.read.cache import draw_blocks
 from curate.read.documents import Documents, Int64
-from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores, save_state
+from curate.select.methods.base import DOCUMENT, Context, Float64, RoundStart, Scores
 from curate.select.ngrams import Ngrams
 from curate.select.schedule import Schedule, plan_scoring
 
@@ -87,15 +86,14 @@ class DsirMethod:
     def check(self) -> None:
         """Scores are finite by construction."""
 
-    def save(self, path: Path) -> None:
+    def state_dict(self) -> dict[str, Any]:
         """The two counts, readable with `weights_only`."""
         counts = {"target": self._target_counts, "pool": self._pool_counts}
-        save_state({name: torch.from_numpy(one) for name, one in counts.items()}, path)
+        return {name: torch.from_numpy(one) for name, one in counts.items()}
 
-    def load(self, path: Path) -> None:
-        """Inverse of `save`."""
-        counts = torch.load(path, map_location="cpu", weights_only=True)
-        self._set_counts(counts["target"].numpy(), counts["pool"].numpy())
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._set_counts(state["target"].numpy(), state["pool"].numpy())
 
     def _count(self, blocks: Iterator[Documents]) -> Int64:
         counts = np.zeros(self._dsir.buckets, dtype=np.int64)

@@ -7,12 +7,10 @@ in pruning studies (arXiv 2309.04564).
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from curate.config.schema import Config
 from curate.read.cache import draw_blocks
@@ -24,7 +22,6 @@ from curate.select.methods.base import (
     RoundStart,
     Scores,
     check_finite,
-    save_state,
 )
 from curate.select.methods.proxy import Proxy
 from curate.select.schedule import Schedule, plan_scoring
@@ -80,14 +77,12 @@ class PerplexityMethod:
         """The proxy's losses must be finite."""
         self._proxy.check()
 
-    def save(self, path: Path) -> None:
+    def state_dict(self) -> dict[str, Any]:
         """The proxy and the center."""
-        save_state({"proxy": self._proxy.state_dict(), "center": self._center}, path)
+        return {"proxy": self._proxy.state_dict(), "center": self._center}
 
-    def load(self, path: Path) -> None:
-        """Inverse of `save`."""
-        device = self._proxy.model.compute.device
-        state = torch.load(path, map_location=device, weights_only=True)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         self._proxy.load_state_dict(state["proxy"])
         self._center = state["center"]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,9 +54,9 @@ class RandomMethod:
     def check(self) -> None:
         """Scores are finite by construction."""
 
-    def save(self, path: Path) -> None:
-        """There is no state: the file is empty."""
-        path.write_bytes(b"")
+    def state_dict(self) -> dict[str, Any]:
+        """There is no state."""
+        return {}
 
-    def load(self, path: Path) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """There is no state."""
