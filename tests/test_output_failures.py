@@ -33,10 +33,10 @@ from run_helpers import (
 from curate.errors import DiskFull, OutputFailed, size_text
 from curate.evaluation.store import open_store, write_store
 from curate.files import atomic_path
+from curate.pipeline.checkpoints import save_state
 from curate.read.documents import Documents
 from curate.read.tokenizer import train_tokenizer
 from curate.refusal import writing
-from curate.select.methods.base import save_state
 
 
 @pytest.fixture(scope="session")
@@ -245,8 +245,7 @@ def train(path: Path) -> None:
 
 
 def checkpoint(path: Path) -> None:
-    with atomic_path(path) as temporary:
-        save_state({"weights": torch.zeros(3000)}, temporary)
+    save_state({"weights": torch.zeros(3000)}, path)
 
 
 def database(path: Path) -> None:

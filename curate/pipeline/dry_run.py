@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 import torch
 
 from curate.config import Config
-from curate.errors import InvalidInput, size_text
-from curate.pipeline.order import counting_processes, model_maker
+from curate.errors import InvalidInput
+from curate.pipeline.estimated import Estimate
+from curate.pipeline.plan import counting_processes, model_maker, plan_run
 from curate.pipeline.prepare import Inputs, prepare
 from curate.pipeline.progress import Progress
 from curate.pipeline.space import needed_bytes
@@ -32,81 +33,16 @@ from curate.pipeline.tokens import make_tokenizer, read_target, tokenizer_sample
 from curate.pipeline.trial import SECONDS, Costs, try_method
 from curate.read.cache import TokenCache, write_fragments
 from curate.read.corpus import Shard, open_corpus
-from curate.read.documents import Documents
 from curate.read.tokenizer import TextTokenizer, text_bytes
 from curate.refusal import writing
 from curate.select.methods import METHODS, Context
-from curate.select.schedule import Schedule, describe_run, resolve_config, sync_tokens
+from curate.select.schedule import Schedule, sync_tokens
 from curate.train.compute import tune_memory
-from curate.train.model import count_parameters
 
 _TRIAL_BYTES = 2_000_000
 """Of text that the method is tried on: enough for a block or two of the largest preset."""
 _SECONDS_OF_DOCUMENT, _SECONDS_OF_BYTE = 20e-6, 20e-9
 """Selecting, writing and logging, seen in runs on two cores; little beside the models."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a run would take, about.
-
-    Attributes:
-        out: its output folder.
-        begun: whether that holds a part of the run already.
-        plan: how the pool would be drawn, in a few lines.
-        pool_documents: rows of the pool.
-        pool_bytes: UTF-8 bytes of their text.
-        pool_tokens: their tokens.
-        seconds: by what is done: tokenize, start (what comes once), warm-up, rounds, scoring,
-            write. Of the whole run, begun or not.
-        memory_bytes: of the process at its largest.
-        device_memory_bytes: of the GPU at its largest; None on a CPU.
-        disk_bytes: still needed in `out` at most, checkpoints included.
-        free_bytes: free where `out` is.
-        compute: device and precision of the models.
-        threads: of the CPU that they use.
-        trial_seconds: which the estimate took.
-    """
-
-    out: Path
-    begun: bool
-    plan: str
-    pool_documents: int
-    pool_bytes: int
-    pool_tokens: int
-    seconds: dict[str, float]
-    memory_bytes: int
-    device_memory_bytes: int | None
-    disk_bytes: int
-    free_bytes: int
-    compute: dict[str, str]
-    threads: int
-    trial_seconds: float
-
-    @property
-    def text(self) -> str:
-        """All of it for people."""
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        where = f"{self.compute['device']}, {self.compute['dtype']}, {threads}"
-        parts = [f"{name} {_span(seconds)}" for name, seconds in self.seconds.items()]
-        enough = self.free_bytes >= self.disk_bytes
-        free = f"{'' if enough else 'only '}{size_text(self.free_bytes)} free there"
-        device = self.device_memory_bytes
-        lines = [
-            self.plan,
-            f"About, by a trial of {_span(self.trial_seconds)} on a sample of the pool ({where}):",
-            f"  time    {_span(sum(self.seconds.values()))}: {', '.join(parts)}",
-            f"  memory  {size_text(self.memory_bytes)}"
-            + (f", and {size_text(device)} on the GPU" if device is not None else "")
-            + ", however large the pool",
-            f"  disk    {size_text(self.disk_bytes)} at most in {self.out}, {free}",
-        ]
-        if self.begun:
-            lines.append(
-                f"{self.out} holds this run, finished or not: the time is that of all of it, the "
-                "disk what is left."
-            )
-        return "\n".join([*lines, "Nothing was written."])
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +91,19 @@ def estimate(config: Config, stream: TextIO | None = None) -> Estimate:
                 f"Give --pool documents with text in column {inputs.pool.text_column}.",
             )
         tokens = _rounded(cache.tokens * found.bytes / sample_bytes)
-        resolved, schedule, plan, target = _plan(inputs, tokenizer, tokens, progress)
+        target = read_target(inputs, tokenizer, progress)
+        plan = plan_run(inputs, tokenizer, pool_tokens=tokens, target_tokens=target.num_tokens)
         if inputs.compute.device.type == "cpu":
             tune_memory()
-        kind = METHODS[resolved.method]
         with counting_processes(inputs, tokenizer) as processes:
             costs = try_method(
-                kind,
+                plan.method,
                 Context(
-                    config=resolved,
-                    schedule=schedule,
+                    config=plan.config,
+                    schedule=plan.schedule,
                     cache=cache,
                     target=target,
-                    make_model=model_maker(resolved, inputs, tokenizer),
+                    make_model=model_maker(plan.config, inputs, tokenizer),
                     decode=tokenizer.decode,
                     on_step=lambda record: None,
                     processes=processes,
@@ -177,13 +113,13 @@ def estimate(config: Config, stream: TextIO | None = None) -> Estimate:
             )
     seconds = {
         "tokenize": sampling + tokenizing * found.bytes,
-        **stage_seconds(costs, resolved, schedule, tokens),
+        **stage_seconds(costs, plan.config, plan.schedule, tokens),
         "write": _SECONDS_OF_DOCUMENT * found.documents + _SECONDS_OF_BYTE * found.bytes,
     }
     return Estimate(
         out=folder.path,
         begun=bool(folder.done),
-        plan=plan,
+        plan=plan.described,
         pool_documents=found.documents,
         pool_bytes=found.bytes,
         pool_tokens=tokens,
@@ -271,37 +207,9 @@ def _tokenize(
     return cache
 
 
-def _plan(
-    inputs: Inputs, tokenizer: TextTokenizer, pool_tokens: int, progress: Progress
-) -> tuple[Config, Schedule, str, Documents]:
-    """The resolved config, the schedule, both in words, and the target."""
-    target = read_target(inputs, tokenizer, progress)
-    entries = tokenizer.vocabulary_size
-    parameters = count_parameters(inputs.config.model.name, inputs.shape, entries)
-    config = resolve_config(
-        inputs.config,
-        inputs.shape,
-        pool_tokens=pool_tokens,
-        target_tokens=target.num_tokens,
-        num_parameters=parameters,
-    )
-    kind = METHODS[config.method]
-    schedule = kind.plan(config, pool_tokens)
-    described = describe_run(config, schedule, pool_tokens, parameters if kind.has_proxy else None)
-    return config, schedule, described, target
-
-
 def _rounded(number: float) -> int:
     """To three digits, which is as much as a sample tells."""
     return max(1, int(float(f"{number:.3g}")))
-
-
-def _span(seconds: float) -> str:
-    """Seconds for people, to two digits."""
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
-    return f"{float(f'{seconds:.2g}'):g} s"
 
 
 def _peak_memory() -> int:

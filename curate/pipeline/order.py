@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
-
-import torch
 
 from curate.clock import timing
 from curate.config import Config
@@ -22,19 +19,17 @@ from curate.log.cells import visible_lines
 from curate.pipeline import outputs
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.lock import locked
+from curate.pipeline.plan import counting_processes, model_maker, plan_run
 from curate.pipeline.prepare import Inputs, prepare
 from curate.pipeline.progress import Progress
 from curate.pipeline.rounds import Rounds
 from curate.pipeline.space import needed_bytes
 from curate.pipeline.tokens import read_target, tokenizer_stage, tokens_stage
-from curate.read.tokenizer import TextTokenizer
 from curate.refusal import writing
-from curate.select.methods import METHODS, Context
-from curate.select.processes import CountingProcesses, usual_processes
-from curate.select.schedule import at_lower_rates, describe_run, resolve_config
+from curate.select.methods import Context
+from curate.select.schedule import at_lower_rates
 from curate.stop import Stop
 from curate.train.compute import tune_memory
-from curate.train.model import LanguageModel, count_parameters, make_network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,22 +101,10 @@ def _run_stages(
     target = read_target(inputs, tokenizer, progress)
     if inputs.compute.device.type == "cpu":
         tune_memory()
-    num_parameters = count_parameters(
-        inputs.config.model.name, inputs.shape, tokenizer.vocabulary_size
-    )
-    config = resolve_config(
-        inputs.config,
-        inputs.shape,
-        pool_tokens=cache.tokens,
-        target_tokens=target.num_tokens,
-        num_parameters=num_parameters,
-    )
-    kind = METHODS[config.method]
-    schedule = kind.plan(config, cache.tokens)
+    plan = plan_run(inputs, tokenizer, pool_tokens=cache.tokens, target_tokens=target.num_tokens)
+    config, schedule, kind = plan.config, plan.schedule, plan.method
     outputs.config_stage(config, folder)
-    parameters = num_parameters if kind.has_proxy else None
-    described = describe_run(config, schedule, cache.tokens, parameters)
-    print(visible_lines(described), file=stream)
+    print(visible_lines(plan.described), file=stream)
     rounds = Rounds(config, schedule, cache, folder, progress=progress, stop=stop)
     if not rounds.finished():
         if kind.has_proxy:
@@ -157,7 +140,7 @@ def _run_stages(
         **complete,
         "target_documents": len(target),
         "target_tokens": target.num_tokens,
-        "model_parameters": parameters,
+        "model_parameters": plan.parameters,
     }
     outputs.log_stage(
         inputs,
@@ -170,34 +153,3 @@ def _run_stages(
     )
     outputs.complete_stage(folder, complete)
     return complete
-
-
-def counting_processes(inputs: Inputs, tokenizer: TextTokenizer) -> CountingProcesses:
-    """What counts words beside the models, or in their place."""
-    config = inputs.config
-    device = inputs.compute.device.type if METHODS[config.method].has_proxy else None
-    number = config.compute.counting_processes
-    if number is None:
-        number = usual_processes(torch.get_num_threads(), device)
-    return CountingProcesses(tokenizer.to_json(), number)
-
-
-def model_maker(
-    config: Config, inputs: Inputs, tokenizer: TextTokenizer
-) -> Callable[[], LanguageModel]:
-    """Builds the proxy as it is before any step; methods without a model never call it."""
-
-    def make() -> LanguageModel:
-        separator = tokenizer.prefix_id
-        network = make_network(
-            config.model.name, inputs.shape, tokenizer.vocabulary_size, separator, config.seed
-        )
-        return LanguageModel(
-            network,
-            window=int(config.model.window or 0),
-            overlap=int(config.model.window_overlap or 0),
-            prefix_id=tokenizer.prefix_id,
-            compute=inputs.compute,
-        )
-
-    return make

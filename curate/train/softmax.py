@@ -35,10 +35,10 @@ def row_losses(logits: Tensor, targets: Tensor, *, errors: bool) -> Tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(  # type: ignore[no-untyped-def]
-    logits,
-    targets,
-    losses,
+def _kernel(
+    logits: tl.tensor,
+    targets: tl.tensor,
+    losses: tl.tensor,
     vocabulary: tl.constexpr,
     errors: tl.constexpr,
     block: tl.constexpr,
