@@ -155,22 +155,34 @@ def test_what_follows_a_checkpoint_waits_for_its_file(
     assert data_digests(out) == data_digests(whole)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["warm-up.0000.pt", "warm-up.pt", "round-0000.0000.pt", "round-0000.pt", "scoring.0000.pt"],
+)
 def test_a_checkpoint_that_cannot_be_written_beside_the_run_stops_it(
-    beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    beside: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inputs = write_plain_pool(tmp_path)
-    whole = run_tiny(inputs, tmp_path / "whole", **SETTINGS)
+    """What came after the one before it is done again, as after a kill."""
+    whole = shared_run(tmp_path_factory, **SETTINGS)
+    save, out = checkpoints.save_state, tmp_path / "out"
 
     def refused(state: Mapping[str, Any], path: Path) -> None:
-        raise DiskFull(path, 0)
+        if path.name == name:
+            raise DiskFull(path, 0)
+        save(state, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_state", refused)
         with pytest.raises(DiskFull):
-            run_tiny(inputs, tmp_path / "out", **SETTINGS)
-    stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
-    assert "warm-up" not in stages
-    assert_same_outcome(run_tiny(inputs, tmp_path / "out", **SETTINGS), whole)
+            run_tiny(whole.inputs, out, **SETTINGS, compute__checkpoint_minutes=0)
+    assert name not in beside
+    assert not (out / "state" / "checkpoints" / name).exists()
+    run_tiny(whole.inputs, out, **SETTINGS)
+    assert data_digests(Run(whole.inputs, out)) == data_digests(whole)
 
 
 def test_parts_are_written_as_time_passes(tmp_path: Path) -> None:
