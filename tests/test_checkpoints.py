@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,25 @@ def test_one_is_finished_before_the_next(
         writer.finish()
         writer.finish()
         assert done == ["one", "two"]
+
+
+def test_a_signal_while_it_is_waited_for_leaves_nothing_undone(
+    elsewhere: None, held: threading.Event, tmp_path: Path
+) -> None:
+    def stop(*_: object) -> None:
+        held.set()
+        raise KeyboardInterrupt
+
+    done: list[str] = []
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt), CheckpointWriter() as writer:
+            writer.write(example(), tmp_path / "one", lambda: done.append("one"))
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            writer.finish()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert done == ["one"]
 
 
 def test_what_lies_here_is_written_at_once(tmp_path: Path) -> None:

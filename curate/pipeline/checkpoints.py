@@ -86,10 +86,14 @@ class CheckpointWriter:
         Raises:
             OutputFailed: it could not be written.
         """
-        if self._under_way is not None:
-            (written, then), self._under_way = self._under_way, None
-            written.result()
-            then()
+        if self._under_way is None:
+            return
+        written, then = self._under_way
+        error = written.exception()  # a signal may end this wait, and __exit__ begins it anew
+        self._under_way = None
+        if error is not None:
+            raise error
+        then()
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
