@@ -20,6 +20,7 @@ from curate.pipeline.checkpoints import CheckpointWriter, load_state, save_state
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors count as a GPU's."""
     monkeypatch.setattr(checkpoints, "_is_elsewhere", lambda tensor: True)
+    monkeypatch.setattr(checkpoints, "_spare_memory", lambda: 1 << 40)
 
 
 @pytest.fixture

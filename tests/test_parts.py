@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,12 +109,14 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     written: list[str] = []
 
     def slowly(state: Mapping[str, Any], path: Path) -> None:
+        assert threading.current_thread() is not threading.main_thread()
         time.sleep(0.02)
         save_state(state, path)
         written.append(path.name)
 
     monkeypatch.setattr(checkpoints, "save_state", slowly)
     monkeypatch.setattr(checkpoints, "_is_elsewhere", lambda tensor: True)
+    monkeypatch.setattr(checkpoints, "_spare_memory", lambda: 1 << 40)
     return written
 
 
@@ -134,24 +137,33 @@ def test_checkpoints_written_beside_the_run_are_gone_on_from(
 
 
 def test_what_follows_a_checkpoint_waits_for_its_file(
-    beside: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    beside: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The manifest never names a stage or a part whose checkpoint is not there."""
-    inputs = write_plain_pool(tmp_path)
-    whole = run_tiny(inputs, tmp_path / "whole", **SETTINGS)
+    whole = shared_run(tmp_path_factory, **SETTINGS)
+    beside.clear()
     recorded: list[str] = []
 
-    def checked(folder: RunFolder, stage: str, *others: Any) -> None:
-        if stage in ("warm-up", "round-0000", "round-0001"):
-            recorded.append(stage)
-            assert any(name.startswith(stage) for name in beside)
+    def finished(folder: RunFolder, stage: str, *others: Any) -> None:
+        if stage == "warm-up" or stage.startswith("round"):
+            recorded.append(f"{stage}.pt")
+            assert recorded[-1] in beside
         finish(folder, stage, *others)
 
-    finish = RunFolder.finish
-    monkeypatch.setattr(RunFolder, "finish", checked)
-    out = run_tiny(inputs, tmp_path / "out", **SETTINGS, compute__checkpoint_minutes=0)
-    assert recorded[:2] == ["warm-up", "round-0000"]
-    assert len(beside) > 4
+    def paused(folder: RunFolder, stage: str, result: Mapping[str, Any], *others: Any) -> None:
+        if stage == "warm-up" or stage.startswith("round"):
+            recorded.append(f"{stage}.{result['part']:04d}.pt")
+            assert recorded[-1] in beside
+        pause(folder, stage, result, *others)
+
+    finish, pause = RunFolder.finish, RunFolder.pause
+    monkeypatch.setattr(RunFolder, "finish", finished)
+    monkeypatch.setattr(RunFolder, "pause", paused)
+    out = run_tiny(whole.inputs, tmp_path / "out", **SETTINGS, compute__checkpoint_minutes=0)
+    assert {"warm-up.0000.pt", "warm-up.pt", "round-0000.0000.pt", "round-0000.pt"} <= {*recorded}
     assert data_digests(out) == data_digests(whole)
 
 

@@ -63,7 +63,7 @@ class CheckpointWriter:
             OutputFailed: the system refused, this file or the one before.
         """
         self.finish()
-        copied = _Copy.of(state)
+        copied = _copy_here(state)
         if copied is None:
             save_state(state, path)
             then()
@@ -121,33 +121,27 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-class _Copy:
-    """A copy of a state in this machine's memory; tensors that share theirs go on doing so."""
+def _copy_here(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A copy in this machine's memory; None if nothing lies elsewhere, or it is too large.
 
-    def __init__(self) -> None:
-        self._made: dict[tuple[object, ...], torch.Tensor] = {}
+    Tensors that share their memory go on doing so.
+    """
+    tensors = {_place(one): one for one in _tensors(state)}.values()
+    size = sum(one.numel() * one.element_size() for one in tensors)
+    if not any(map(_is_elsewhere, tensors)) or size > _SHARE_OF_MEMORY * _spare_memory():
+        return None
+    copies = {_place(one): one.detach().to("cpu", copy=True) for one in tensors}
+    return {key: _with_copies(value, copies) for key, value in state.items()}
 
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The copy; None if nothing lies elsewhere, or it is too large."""
-        tensors = {_place(one): one for one in _tensors(state)}.values()
-        size = sum(one.numel() * one.element_size() for one in tensors)
-        if not any(map(_is_elsewhere, tensors)) or size > _SHARE_OF_MEMORY * _spare_memory():
-            return None
-        copied: dict[str, Any] = cls()._copy(state)
-        return copied
 
-    def _copy(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            place = _place(value)
-            if place not in self._made:
-                self._made[place] = value.detach().to("cpu", copy=True)
-            return self._made[place]
-        if isinstance(value, Mapping):
-            return {key: self._copy(one) for key, one in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(self._copy, value))
-        return value
+def _with_copies(value: Any, copies: Mapping[tuple[object, ...], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return copies[_place(value)]
+    if isinstance(value, Mapping):
+        return {key: _with_copies(one, copies) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_copies(one, copies) for one in value)
+    return value
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

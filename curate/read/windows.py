@@ -151,12 +151,13 @@ class Batch:
     @property
     def counts(self) -> Int64:
         """Tokens that count of each window, int64 [R]."""
-        cells = self.counted
+        counted = self.labels != -100
+        found: Int64
         if self.starts is None:
-            window = cells // int(self.inputs.shape[1])
+            found = np.count_nonzero(counted[: len(self.windows)], axis=1)
         else:
-            window = np.searchsorted(self.starts, cells, side="right") - 1
-        return np.bincount(window, minlength=len(self.windows))
+            found = np.add.reduceat(counted[0], self.starts[:-1], dtype=np.int64)
+        return found
 
 
 def make_batches(

@@ -124,7 +124,7 @@ class Optimizer:
         for group in self._adamw.param_groups:
             group["lr"] = rate
         measured = self._clip_gradient(losses)
-        self._mark((~measured.isfinite().all()).float())
+        self._skip_if((~measured.isfinite().all()).float())
         arrived = self.model.compute.fetch(measured)
         self._adamw.step()  # asked for before the loss is waited for
         self._adamw.zero_grad()
@@ -134,7 +134,7 @@ class Optimizer:
         speed = tokens / max(time.monotonic() - started, 1e-9)
         return StepRecord(number, self.name, loss, rate, norm, speed)
 
-    def _mark(self, broken: torch.Tensor) -> None:
+    def _skip_if(self, broken: torch.Tensor) -> None:
         """Make the next call of AdamW no step where `broken` is 1, found out on the device.
 
         This is what `torch.amp.GradScaler` tells a fused optimizer.
