@@ -1,10 +1,10 @@
 """The command line: each verb parses its flags and calls the Python function of the same name.
 
 Exit codes: 0 done, 2 bad input (found before anything is written, where it can be), 3 too much of
-the pool is damaged, 4 the output cannot be written (the same command goes on when it can), 130 or
-143 stopped by SIGINT or SIGTERM, 1 any other failure, whether curate knows it or not, or an output
-that `verify` finds changed. Errors are two sentences on standard error: what is wrong, and what to
-do.
+the pool is damaged, 4 the output cannot be written (the same command goes on when it can), 129,
+130 or 143 stopped by SIGHUP, SIGINT or SIGTERM, 1 any other failure, whether curate knows it or
+not, or an output that `verify` finds changed. Errors are two sentences on standard error: what is
+wrong, and what to do. Where that cannot be written, the exit code alone tells.
 
 Names, paths and values may come from anybody's data, so all text is printed with its control and
 invisible characters escaped (`say`); CSV and JSON are exact unless they go to a terminal (`Data`).
@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -78,8 +78,11 @@ class Verbs(click.Group):
         except Exception as error:
             ctx.exit(_tell(error, ctx.invoked_subcommand))
         except KeyboardInterrupt as error:
-            click.echo("\nInterrupted. Run the same command again to go on.", err=True)
+            with contextlib.suppress(OSError):  # the terminal may be what went away
+                click.echo("\nInterrupted. Run the same command again to go on.", err=True)
             ctx.exit(128 + getattr(error, "signal", 2))
+        finally:
+            _settle(sys.stderr)
 
     def _run_verb(self, ctx: click.Context) -> Any:
         try:
@@ -137,13 +140,23 @@ def _printing() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python would try again at its end
+        _settle(sys.stdout)
         reason = error.strerror or str(error)
         raise OutputFailed(
             f"Standard output cannot be written ({reason}).",
             "Make room where it goes and run the same command again.",
         ) from error
+
+
+def _settle(stream: TextIO | None) -> None:
+    """Write what a stream holds, or forget it: Python would try again at its end, and exit 120."""
+    if stream is None:  # closed by the shell
+        return
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 _format_option = click.option(

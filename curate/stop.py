@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM: finish the batch, write a checkpoint, then stop; a second one stops at once.
+"""SIGINT, SIGTERM, SIGHUP: finish the batch, write a checkpoint, then stop; a second stops at once.
 
 Every file is written atomically, so outside the loops that checkpoint a signal may end the run
-where it stands. Inside them it is noted and seen after the batch.
+where it stands. Inside them it is noted and seen after the batch. A terminal that goes away sends
+SIGHUP, and often twice (its own and the shell's), so no more than the first of those counts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_AFTERWARDS = {signal.SIGHUP: signal.SIG_IGN}
+"""What signals do once the run was asked to stop, if not what they do by default."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,6 +73,6 @@ class Stop:
         self._signal = number
         for one in _SIGNALS:
             if signal.getsignal(one) == self._hear:  # one that was ignored stays so
-                signal.signal(one, signal.SIG_DFL)
+                signal.signal(one, _AFTERWARDS.get(one, signal.SIG_DFL))
         if not self._deferred:
             raise Interrupted(number)

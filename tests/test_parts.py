@@ -319,11 +319,16 @@ PROGRAM = "from curate.cli import main; main()"
 
 
 def start(arguments: list[str], cwd: Path, program: str = PROGRAM) -> subprocess.Popen[str]:
-    """The command line in a process of its own, which hears SIGINT even in the background."""
+    """The command line in a process of its own, which hears every signal, whoever starts it."""
+
+    def hear() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments], cwd=cwd, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=hear,  # noqa: PLW1509
     )  # fmt: skip
 
 
@@ -347,7 +352,7 @@ def signalled_in_training(number: signal.Signals, step: int, more: str = "") -> 
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_writes_a_checkpoint_in_the_middle_of_a_stage(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -391,7 +396,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_the_signals_are_given_back() -> None:
-    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     stop = Stop()
     with stop.listening(), stop.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -399,7 +404,9 @@ def test_the_signals_are_given_back() -> None:
         with pytest.raises(Interrupted) as caught:
             stop.check()
     assert caught.value.signal == signal.SIGTERM
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [
+        signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ] == before
     with Stop().listening(), pytest.raises(Interrupted):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from curate.evaluation.settings import POOL, EvaluateSettings
 from curate.evaluation.store import write_store
 from curate.evaluation.tokens import FOLDER, dataset_store, tokenize_pool
 from curate.evaluation.train import Measure, train_and_measure, trained_tokens
-from curate.log.cells import visible, visible_lines
+from curate.log.cells import visible
 from curate.log.query import LOG_NAME
 from curate.noise import make_key
 from curate.pipeline.lock import locked
@@ -61,7 +60,6 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
         NonFiniteLoss: training diverged.
         OutputFailed: a result cannot be written; the same call goes on when it can.
     """
-    stream = stream or sys.stderr
     inputs = prepare(settings)
     request = record.request_digest(inputs, model_settings(inputs))
     report = record.find_report(inputs.run, request)
@@ -75,14 +73,14 @@ def evaluate(settings: EvaluateSettings, stream: TextIO | None = None) -> Evalua
     return Evaluation(inputs.run.out, report)
 
 
-def _go_on(inputs: Inputs, request: str, stream: TextIO) -> dict[str, Any]:
+def _go_on(inputs: Inputs, request: str, stream: TextIO | None) -> dict[str, Any]:
     out = inputs.run.out
     with locked(out), writing(out), Progress(stream) as progress:
         plan = _resolve(inputs, progress)
         if inputs.compute.device.type == "cpu":
             tune_memory()
-        print(visible_lines(describe_plan(inputs, plan)), file=stream)
-        trained = _train_all(inputs, plan, progress, stream)
+        progress.note(describe_plan(inputs, plan))
+        trained = _train_all(inputs, plan, progress)
         report = make_report(inputs, plan, trained, request)
         record.write_report(inputs.run, report)
         return report
@@ -118,7 +116,7 @@ def _resolve(inputs: Inputs, progress: Progress) -> Plan:
 
 
 def _train_all(
-    inputs: Inputs, plan: Plan, progress: Progress, stream: TextIO
+    inputs: Inputs, plan: Plan, progress: Progress
 ) -> dict[tuple[str, int], list[Measure]]:
     results = record.Results(record.results_folder(inputs))
     pairs = [(arm, seed) for seed in plan.seeds for arm in plan.arms]
@@ -126,7 +124,7 @@ def _train_all(
     trained = {pair: found for pair in pairs if (found := results.find(facts[pair])) is not None}
     missing = [pair for pair in pairs if pair not in trained]
     if trained:
-        print(f"{len(trained)} of {len(pairs)} results are there already", file=stream)
+        progress.note(f"{len(trained)} of {len(pairs)} results are there already")
     total = sum(trained_tokens(plan.arm_budgets(arm)) for arm, _ in missing)
     progress.start("evaluate", total, "tok")
     for arm, seed in missing:
@@ -134,19 +132,19 @@ def _train_all(
         progress.stage(name)
         trained[arm, seed] = _train(inputs, plan, arm, seed, progress)
         results.add(facts[arm, seed], trained[arm, seed])
-        _tell(name, trained[arm, seed], progress, stream)
+        _tell(name, trained[arm, seed], progress)
     progress.close()
     return trained
 
 
-def _tell(name: str, measures: list[Measure], progress: Progress, stream: TextIO) -> None:
+def _tell(name: str, measures: list[Measure], progress: Progress) -> None:
     """Show a result: behind the bar on a terminal, as a line elsewhere."""
     bits = measures[-1].bits_per_byte
     progress.show(**{key: f"{value:.4f}" for key, value in bits.items()})
-    if not stream.isatty():
+    if not progress.on_terminal:
         one = ", ".join(f"{key} {value:.4f}" for key, value in bits.items())
         seconds = measures[-1].seconds
-        print(f"{name}: {one} bits per byte, {seconds:.1f} s", file=stream, flush=True)
+        progress.note(f"{name}: {one} bits per byte, {seconds:.1f} s")
 
 
 def _train(inputs: Inputs, plan: Plan, arm: str, seed: int, progress: Progress) -> list[Measure]:

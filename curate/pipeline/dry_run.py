@@ -76,7 +76,7 @@ def estimate(config: Config, stream: TextIO | None = None) -> Estimate:
     inputs, folder = prepare(config)
     scratch_home = Path(tempfile.gettempdir())
     with (
-        Progress(stream or sys.stderr) as progress,
+        Progress(stream) as progress,
         writing(scratch_home),
         tempfile.TemporaryDirectory(prefix="curate-trial-") as scratch,
     ):

@@ -7,7 +7,6 @@ one stopped, and a finished run is only reported.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -15,7 +14,6 @@ from typing import TextIO
 from curate.clock import timing
 from curate.config import Config
 from curate.errors import DiskFull
-from curate.log.cells import visible_lines
 from curate.pipeline import outputs
 from curate.pipeline.folder import RunFolder
 from curate.pipeline.lock import locked
@@ -68,7 +66,6 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
         NonFiniteLoss: training diverged, at lower learning rates too.
         OutputFailed: the output cannot be written; the same call goes on when it can.
     """
-    stream = stream or sys.stderr
     with timing():
         inputs, folder = prepare(config)
         complete = folder.result("complete")
@@ -86,15 +83,15 @@ def run(config: Config, stream: TextIO | None = None, stop: Stop | None = None) 
     )
 
 
-def _go_on(inputs: Inputs, folder: RunFolder, stream: TextIO, stop: Stop) -> dict[str, int]:
+def _go_on(inputs: Inputs, folder: RunFolder, stream: TextIO | None, stop: Stop) -> dict[str, int]:
     with locked(folder.path), writing(folder.path), Progress(stream) as progress:
         folder.check(inputs.config, inputs.pool, inputs.target)  # another run may have been here
         folder.create()
-        return _run_stages(inputs, folder, progress, stream, stop)
+        return _run_stages(inputs, folder, progress, stop)
 
 
 def _run_stages(
-    inputs: Inputs, folder: RunFolder, progress: Progress, stream: TextIO, stop: Stop
+    inputs: Inputs, folder: RunFolder, progress: Progress, stop: Stop
 ) -> dict[str, int]:
     tokenizer = tokenizer_stage(inputs, folder, progress)
     cache = tokens_stage(inputs, folder, tokenizer, progress)
@@ -104,7 +101,7 @@ def _run_stages(
     plan = plan_run(inputs, tokenizer, pool_tokens=cache.tokens, target_tokens=target.num_tokens)
     config, schedule, kind = plan.config, plan.schedule, plan.method
     outputs.config_stage(config, folder)
-    print(visible_lines(plan.described), file=stream)
+    progress.note(plan.described)
     rounds = Rounds(config, schedule, cache, folder, progress=progress, stop=stop)
     if not rounds.finished():
         if kind.has_proxy:

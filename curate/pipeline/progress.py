@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -11,12 +14,21 @@ from curate.log.cells import visible_lines
 
 
 class Progress:
-    """A tqdm bar over all tokens a run will train on and score; silent off a terminal."""
+    """A tqdm bar over all tokens a run will train on and score; silent off a terminal.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    What it is shown on may go away (a terminal that was closed, a full disk) and ends no run.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Show it on a stream, by default standard error; nowhere if the shell closed that."""
+        self._stream: TextIO = stream or sys.stderr or io.StringIO()
         self._bar: tqdm[Any] | None = None
         self._postfix: dict[str, str] = {}
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether there is a bar at all."""
+        return self._stream.isatty()
 
     def start(self, stage: str, total: int, unit: str) -> None:
         """Begin a bar of `total` units, replacing the one before."""
@@ -28,7 +40,7 @@ class Progress:
             unit=unit,
             unit_scale=True,
             file=self._stream,
-            disable=not self._stream.isatty(),
+            disable=not self.on_terminal,
             dynamic_ncols=True,
             smoothing=0.05,
         )
@@ -51,7 +63,9 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Print a line that stays, above the bar where there is one."""
-        tqdm.write(visible_lines(line), file=self._stream)
+        with contextlib.suppress(OSError):
+            tqdm.write(visible_lines(line), file=self._stream)
+            self._stream.flush()
 
     def close(self) -> None:
         """End the current bar."""
