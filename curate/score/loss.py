@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,7 @@ def losses_by_model(
     windows = _windows(first, documents, most)
     device = first.compute.device
     summed = torch.zeros(len(models), len(documents), dtype=torch.float64, device=device)
-    for batch in _batches(first, documents, windows):
+    for batch in first.batches(documents, windows, first.microbatch_tokens):
         document = first.compute.send(windows.document[batch.windows])
         each = first.compute.send(batch.counts)
         for model, sums in zip(models, summed, strict=True):
@@ -80,7 +80,9 @@ def token_losses(model: LanguageModel, documents: Documents) -> torch.Tensor:
     """
     windows = rolling_windows(documents.lengths, model.window, model.overlap)
     losses, places = [torch.zeros(0, device=model.compute.device)], [np.zeros(0, dtype=np.int64)]
-    for batch in _batches(model, documents, windows):
+    learns = torch.is_grad_enabled()
+    size = model.training_microbatch_tokens if learns else model.microbatch_tokens
+    for batch in model.batches(documents, windows, size):
         losses.append(model.token_losses(batch))
         places.append(_token_places(batch, windows, documents))
     order = np.argsort(np.concatenate(places))
@@ -98,10 +100,6 @@ def mean_loss(model: LanguageModel, documents: Documents) -> float:
     """Mean next-token loss over all tokens of the documents, nats per token."""
     losses = document_losses(model, documents)
     return float(np.average(losses, weights=documents.lengths))
-
-
-def _batches(model: LanguageModel, documents: Documents, windows: Windows) -> Iterator[Batch]:
-    return model.batches(documents, windows, model.microbatch_tokens)
 
 
 def _token_places(batch: Batch, windows: Windows, documents: Documents) -> npt.NDArray[np.int64]:
