@@ -13,7 +13,9 @@ Several processes may work at once (--part 0/2, --part 1/2).
     python benchmarks/effectiveness_report.py      # writes benchmarks/effectiveness.md
 
 POOL is a folder of shards with columns text and source, TARGETS a folder with
-NAME/target.parquet and NAME/test.parquet. `source` is read for the report alone.
+NAME/target.parquet and NAME/test.parquet. `source` is read for the report alone, and where the
+stage `fresh` makes targets of three sources, on which, as on its shards and seeds, nothing of the
+defaults was chosen; it needs no TARGETS.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -72,7 +75,7 @@ class Bench:
     @property
     def pool(self) -> Path:
         """The pool that selections draw from."""
-        return self.work / f"pool-{self.plan.shards}-{self.plan.cut}"
+        return self.work / f"pool-{self.plan.first}-{self.plan.shards}-{self.plan.cut}"
 
     def targets_of(self, cell: Cell) -> list[str]:
         """The targets that a cell is measured on."""
@@ -80,18 +83,37 @@ class Bench:
 
     def reserve(self) -> list[Path]:
         """Shards of more random text, for the token multiplier."""
-        return sorted((self.work / f"reserve-{self.plan.cut}").iterdir())
+        return sorted(self.reserve_folder.iterdir())
+
+    @property
+    def reserve_folder(self) -> Path:
+        """The folder of those shards."""
+        return self.work / f"reserve-{self.plan.first + self.plan.shards}-{self.plan.cut}"
 
 
 def prepare(bench: Bench, source: Path) -> None:
-    """Copy the pool's first shards, and the rest as a reserve, documents cut to a length."""
-    shards = sorted(source.glob("*.parquet"))
-    reserve = bench.work / f"reserve-{bench.plan.cut}"
-    for number, shard in enumerate(shards):
-        places = [reserve] if number >= bench.plan.shards else [bench.pool]
-        for place in places:
-            place.mkdir(parents=True, exist_ok=True)
-            cut_shard(shard, place / shard.name, bench.plan.cut)
+    """Copy the pool's shards, and those behind as a reserve, documents cut to a length."""
+    plan, shards = bench.plan, sorted(source.glob("*.parquet"))
+    behind = plan.first + plan.shards
+    for number, shard in enumerate(shards[plan.first :], start=plan.first):
+        place = bench.pool if number < behind else bench.reserve_folder
+        place.mkdir(parents=True, exist_ok=True)
+        cut_shard(shard, place / shard.name, plan.cut)
+    if plan.of_sources:
+        *of_target, of_test, _ = shards[behind:]  # the last is the general test
+        for name in plan.targets:
+            write_source(of_target, name, bench.targets / name / "target.parquet")
+            write_source([of_test], name, bench.targets / name / "test.parquet")
+
+
+def write_source(shards: list[Path], source: str, place: Path) -> None:
+    """Write the documents that shards have of a source."""
+    tables = (pq.read_table(one, columns=["id", "text", "source"]) for one in shards)
+    table = pa.concat_tables(tables).filter(pc.field("source") == source)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_suffix(f".{time.monotonic_ns()}.tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(place)
 
 
 def cut_shard(shard: Path, place: Path, characters: int | None) -> None:
@@ -254,9 +276,9 @@ def main() -> None:
     """Run the cells that are missing."""
     parser = argparse.ArgumentParser(description="The effectiveness benchmark.")
     parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--targets", type=Path, required=True)
+    parser.add_argument("--targets", type=Path, help="not for the stage fresh")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--stage", required=True, choices=["screen", "confirm", "full"])
+    parser.add_argument("--stage", required=True, choices=["screen", "confirm", "fresh", "full"])
     parser.add_argument("--model", default=None, help="a preset; the stage's own by default")
     parser.add_argument("--variants", nargs="*", help="only these")
     parser.add_argument("--keeps", nargs="*", type=float, help="only these keep ratios")
@@ -270,10 +292,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     tune_memory()
     plan = Plan.of(options.stage, options.model)
+    if not plan.of_sources and options.targets is None:
+        parser.error(f"the stage {plan.stage} needs --targets")
     bench = Bench(
         plan=plan,
         work=options.work,
-        targets=options.targets,
+        targets=options.work / "targets" if plan.of_sources else options.targets,
         device=options.device,
         threads=options.threads,
     )

@@ -93,6 +93,9 @@ class Plan:
         keeps: keep ratios.
         seeds: of selection and training.
         train_share: tokens trained on, as a share of the pool's: 0.4 is four passes over a tenth.
+        first: number of the first shard that selections draw from.
+        of_sources: whether the targets are sources of the pool, their documents from shards behind
+            those that selections draw from, and not folders that are given.
     """
 
     stage: str
@@ -103,6 +106,8 @@ class Plan:
     keeps: list[float]
     seeds: list[int]
     train_share: float
+    first: int = 0
+    of_sources: bool = False
 
     @staticmethod
     def of(stage: str, model: str | None) -> Plan:
@@ -131,6 +136,18 @@ _PLANS = {
         keeps=[0.1, 0.3],
         seeds=[0, 1, 2],
         train_share=0.4,
+    ),
+    "fresh": Plan(
+        stage="fresh",
+        shards=2,
+        cut=CUT_CHARACTERS,
+        model="nano",
+        targets=["code-python", "novels-eltec", "movie-reviews"],
+        keeps=[0.1],
+        seeds=[3, 4, 5],
+        train_share=0.4,
+        first=2,
+        of_sources=True,
     ),
     "full": Plan(
         stage="full",
