@@ -86,6 +86,11 @@ class Results:
         return self.plan.targets if cell.target == ALL else [cell.target]
 
 
+def sources_of(target: str) -> tuple[str, ...]:
+    """What the names of sources that are about a target begin with."""
+    return RELATED.get(target, (target,))
+
+
 def share_of(shares: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
     """Share of the sources whose names begin so."""
     return sum(part for name, part in shares.items() if name.startswith(prefixes))
@@ -165,7 +170,7 @@ def shares_table(results: Results) -> str:
     rows = []
     for variant, target, keep in sorted(results.scores(), key=lambda one: one[1:]):
         found = results.shares(variant, target, keep)
-        related = RELATED.get(target, (target,))
+        related = sources_of(target)
         rounds = {name for one in found for name in one if name.startswith("round")}
         in_order = sorted(rounds, key=lambda name: (len(name), name))
         by_round = [_mean(share_of(one[name], related) for one in found) for name in in_order]
@@ -189,7 +194,7 @@ def rounds_text(results: Results) -> str:
     lowest: dict[str, tuple[float, str]] = {}
     for variant, target, keep in results.scores():
         for one in results.shares(variant, target, keep):
-            related = RELATED.get(target, (target,))
+            related = sources_of(target)
             rounds = [share_of(shares, related) for name, shares in one.items() if "round" in name]
             if len(rounds) > 1:
                 fall = (min(rounds) / max(rounds), f"{target}, {keep:g}")

@@ -290,10 +290,14 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1", **changes}
 
 
+PROGRAM = "from curate.cli import main; main()"
+"""The command line, for a process of its own."""
+
+
 def spawn(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", "from curate.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         cwd=cwd,
         env=environment(**changes),
         capture_output=True,

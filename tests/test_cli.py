@@ -16,6 +16,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from run_helpers import (
+    PROGRAM,
     TINY_FLAGS,
     Run,
     curate,
@@ -368,7 +369,7 @@ def test_log_through_a_pipe_that_closes(run: Run, tmp_path: Path) -> None:
 
     query = "SELECT i FROM range(200000) AS r(i)"
     command = shlex.join(
-        [sys.executable, "-c", "from curate.cli import main; main()",
+        [sys.executable, "-c", PROGRAM,
          "log", str(run.out), "--format", "csv", "--sql", query]
     )  # fmt: skip
     done = subprocess.run(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from run_helpers import (
+    PROGRAM,
     Run,
     assert_same_outcome,
     curate,
@@ -315,9 +316,6 @@ def test_shards_that_were_tokenized_are_not_tokenized_again(
     assert_same_outcome(ours, whole)
 
 
-PROGRAM = "from curate.cli import main; main()"
-
-
 def start(arguments: list[str], cwd: Path, program: str = PROGRAM) -> subprocess.Popen[str]:
     """The command line in a process of its own, which hears every signal, whoever starts it."""
 
@@ -396,7 +394,8 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_the_signals_are_given_back() -> None:
-    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    heard = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(one) for one in heard]
     stop = Stop()
     with stop.listening(), stop.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -404,9 +403,7 @@ def test_the_signals_are_given_back() -> None:
         with pytest.raises(Interrupted) as caught:
             stop.check()
     assert caught.value.signal == signal.SIGTERM
-    assert [
-        signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    ] == before
+    assert [signal.getsignal(one) for one in heard] == before
     with Stop().listening(), pytest.raises(Interrupted):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)

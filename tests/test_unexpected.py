@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from run_helpers import Run, curate, environment, run_arguments, shared_run, write_plain_pool
+from run_helpers import (
+    PROGRAM,
+    Run,
+    curate,
+    environment,
+    run_arguments,
+    shared_run,
+    write_plain_pool,
+)
 
 
 @pytest.fixture
@@ -226,7 +234,7 @@ def test_a_standard_output_that_is_full(
     tmp_path_factory: pytest.TempPathFactory, more: list[str]
 ) -> None:
     run: Run = shared_run(tmp_path_factory, method="random")
-    program = [sys.executable, "-c", "from curate.cli import main; main()", *more, str(run.out)]
+    program = [sys.executable, "-c", PROGRAM, *more, str(run.out)]
     with Path("/dev/full").open("wb", buffering=0) as full:
         done = subprocess.run(
             program, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True,

@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import pytest
 from hostile_helpers import Attacked
-from run_helpers import curate, environment
+from run_helpers import PROGRAM, curate, environment
 
 from curate.log.cells import visible_lines
 
@@ -118,7 +118,7 @@ def test_a_verification_is_harmless_on_a_terminal(
 def on_terminal(arguments: list[str], code: int = 0) -> str:
     """What a command prints on a terminal, which turns each line end into a return and one."""
     ours, theirs = pty.openpty()
-    program = [sys.executable, "-c", "from curate.cli import main; main()", *arguments]
+    program = [sys.executable, "-c", PROGRAM, *arguments]
     done = subprocess.run(program, env=environment(), stdout=theirs, check=False, timeout=60)
     assert done.returncode == code
     os.close(theirs)
